@@ -1,0 +1,74 @@
+"""What a network must offer to be served: `Predictor` (one answer) or `Generator` (a stream).
+
+The shared Triton backend (`models/backend.py`) does the batching, the isolation of bad items, the
+errors and the cancellation; a network only computes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+Arrays = dict[str, np.ndarray]
+
+
+class InvalidInput(ValueError):
+    """The caller's input cannot be processed; becomes Triton's INVALID_ARG for that request alone."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where and in which precision a network runs."""
+
+    name: str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def torch(self) -> torch.device:
+        return torch.device(self.name)
+
+    def autocast(self) -> torch.autocast:
+        """Mixed precision in `dtype`; does nothing for float32."""
+        return torch.autocast(
+            self.torch.type,
+            dtype=self.dtype if self.dtype is not torch.float32 else torch.bfloat16,
+            enabled=self.dtype is not torch.float32,
+        )
+
+
+class Predictor(ABC):
+    """A feed-forward network behind the tensors of its task (`models/signatures.py`)."""
+
+    @abstractmethod
+    def predict(self, batch: Arrays) -> Arrays:
+        """Return the task's outputs for a batch.
+
+        Every input and output has the batch as its first dimension; all items have one shape.
+        Raises InvalidInput if an item cannot be processed: the backend then runs the items one by
+        one, so that only the bad one fails.
+        """
+
+
+class Generator(ABC):
+    """A network that works in steps and streams progress, previews and results."""
+
+    @abstractmethod
+    def key(self, request: Arrays) -> Hashable:
+        """Return what must be equal for requests to share their steps (size, number of steps ...).
+
+        The arrays of one request have no batch dimension. Raises InvalidInput.
+        """
+
+    @abstractmethod
+    def generate(
+        self, requests: Sequence[Arrays], cancelled: Callable[[int], bool]
+    ) -> Iterator[tuple[int, Arrays]]:
+        """Yield (index of the request, outputs without a batch dimension) as they come.
+
+        `cancelled(i)` tells whether the caller of request `i` has gone: look at it before every
+        step, and leave that request out of what follows; the others must not change by it.
+        """

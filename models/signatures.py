@@ -1,0 +1,86 @@
+"""The tensors of every task on the Triton side (architecture.md, section 4).
+
+A signature belongs to the task, not to the model: whoever serves a task takes and gives these
+tensors, so the gateway needs no code for a new model. `dims` leave the batch dimension out; -1 is
+a size that varies. Pictures are `uint8` RGB; normalisation happens inside the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from service.triton.cards import Task
+
+# Triton's name of each element type, and NumPy's.
+ELEMENT_TYPES: dict[str, type[np.generic]] = {
+    "TYPE_UINT8": np.uint8,
+    "TYPE_INT32": np.int32,
+    "TYPE_INT64": np.int64,
+    "TYPE_FP32": np.float32,
+    "TYPE_STRING": np.object_,
+}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor: its name, Triton element type and dimensions without the batch."""
+
+    name: str
+    type: str
+    dims: tuple[int, ...]
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Inputs and outputs of a task. `streamed` answers come as many responses to one request."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    streamed: bool = False
+
+
+_IMAGE = TensorSpec("IMAGE", "TYPE_UINT8", (3, -1, -1))
+_SCORES = TensorSpec("SCORES", "TYPE_FP32", (-1,))
+
+SIGNATURES: dict[Task, Signature] = {
+    Task.CLASSIFICATION: Signature((_IMAGE,), (_SCORES,)),
+    # One request is one face crop or a batch of them. SCORES are (real, fake); MEMBERS holds the same
+    # pair for each network of an ensemble, in the order of the card's parameter `members`.
+    Task.DEEPFAKE: Signature(
+        (
+            TensorSpec("FACES", "TYPE_UINT8", (3, 224, 224)),
+            TensorSpec("SEED", "TYPE_INT64", (1,), optional=True),
+        ),
+        (TensorSpec("SCORES", "TYPE_FP32", (2,)), TensorSpec("MEMBERS", "TYPE_FP32", (-1, 2))),
+    ),
+    # BOXES xyxy in 0..1 of the picture, LANDMARKS five (x, y) in 0..1 (eyes, nose, mouth corners);
+    # rows beyond the faces found are padding with score 0, best score first.
+    Task.FACE_DETECTION: Signature(
+        (_IMAGE,),
+        (
+            TensorSpec("BOXES", "TYPE_FP32", (-1, 4)),
+            _SCORES,
+            TensorSpec("LANDMARKS", "TYPE_FP32", (-1, 5, 2)),
+        ),
+    ),
+    # PROGRESS (step, steps) after every denoising step, optional PREVIEWs, then one response with IMAGE [H, W, 3].
+    Task.TEXT_TO_IMAGE: Signature(
+        (
+            TensorSpec("PROMPT", "TYPE_STRING", (1,)),
+            TensorSpec("SEED", "TYPE_INT64", (1,)),
+            TensorSpec("STEPS", "TYPE_INT32", (1,)),
+            TensorSpec("GUIDANCE", "TYPE_FP32", (1,)),
+            TensorSpec("WIDTH", "TYPE_INT32", (1,)),
+            TensorSpec("HEIGHT", "TYPE_INT32", (1,)),
+        ),
+        (
+            TensorSpec("PROGRESS", "TYPE_FP32", (2,)),
+            TensorSpec("PREVIEW", "TYPE_UINT8", (-1, -1, 3)),
+            TensorSpec("IMAGE", "TYPE_UINT8", (-1, -1, 3)),
+        ),
+        streamed=True,
+    ),
+}

@@ -1,0 +1,94 @@
+"""Settings of every process, read once from the environment (`VITRINE_` prefix, `__` between levels)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIB = 1024 * 1024
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TritonSettings(_Group):
+    """Where the Triton Inference Server is, and how long calls may take."""
+
+    url: str = "127.0.0.1:8001"
+    timeout_s: float = 60.0
+    load_timeout_s: float = 60.0
+    index_period_s: float = 2.0
+    max_message_bytes: int = 256 * MIB
+
+
+class RedisSettings(_Group):
+    """Where the queue's Redis is, and the names' prefix (one hash tag, so that Cluster works)."""
+
+    url: str = "redis://127.0.0.1:6379/0"
+    queue: str = "vitrine"
+    connect_timeout_s: float = 2.0
+
+
+class StorageSettings(_Group):
+    """Uploads and results: a directory, or an S3-compatible bucket (`s3://bucket/prefix`)."""
+
+    url: str = ""
+    endpoint: str | None = None
+    min_free_bytes: int = 64 * MIB
+
+
+class JobSettings(_Group):
+    """Leases, attempts and lifetimes of jobs."""
+
+    lease_s: float = 30.0
+    max_attempts: int = 3
+    concurrency: int = 4
+    result_ttl_s: float = 24 * 3600.0
+    record_ttl_s: float = 7 * 24 * 3600.0
+    idempotency_ttl_s: float = 24 * 3600.0
+    queue_ttl_s: float = 24 * 3600.0
+    run_timeout_s: float = 3600.0
+    max_queued: int = 100_000
+    drain_s: float = 20.0
+
+
+class LimitSettings(_Group):
+    """What a request may cost; each limit is named in the error of whoever breaks it."""
+
+    body_bytes: int = 64 * MIB
+    image_body_bytes: int = 32 * MIB
+    image_pixels: int = 64_000_000
+    video_seconds: float = 600.0
+    video_frames: int = 64
+    video_pixels: int = 3840 * 2160
+    fetch_seconds: float = 10.0
+    request_seconds: float = 60.0
+    drain_seconds: float = 20.0
+
+
+class Settings(BaseSettings):
+    """All settings; frozen, passed to the app factory and to the worker, never read at import."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="VITRINE_", env_nested_delimiter="__", frozen=True, extra="ignore"
+    )
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    data_dir: Path = Field(default_factory=lambda: Path.home() / ".local" / "share" / "vitrine")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "text"] = "json"
+    triton: TritonSettings = TritonSettings()
+    redis: RedisSettings = RedisSettings()
+    storage: StorageSettings = StorageSettings()
+    jobs: JobSettings = JobSettings()
+    limits: LimitSettings = LimitSettings()
+
+    @property
+    def storage_url(self) -> str:
+        """The storage's URL; without one, a directory under `data_dir`."""
+        return self.storage.url or (self.data_dir / "storage").resolve().as_uri()

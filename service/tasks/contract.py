@@ -1,0 +1,118 @@
+"""What every task's pipeline looks like, whether the gateway runs it for an answer or the worker for a job.
+
+A pipeline turns parameters and an upload into an `Outcome`. The gateway awaits it for
+`mode=sync`; for `mode=async` the upload goes to object storage, the parameters into the job
+record, and the worker runs the same pipeline.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from service.settings import Settings
+from service.triton.client import Triton
+
+
+class TaskParameters(BaseModel):
+    """Parameters of a task. Unknown ones are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """What the caller sent: a picture in memory, or a video in a file that the pipeline may read."""
+
+    content_type: str
+    data: bytes | Path
+    name: str = "upload"
+
+    def read(self) -> bytes:
+        return self.data if isinstance(self.data, bytes) else self.data.read_bytes()
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """One medium of a result: a picture, a clip, a mask."""
+
+    name: str
+    content_type: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a pipeline gives: the JSON document, and media if there are any."""
+
+    document: Mapping[str, Any]
+    attachments: tuple[Attachment, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a pipeline is. `steps` 0 means unknown."""
+
+    step: int
+    steps: int
+    stage: str
+
+
+class Report(Protocol):
+    """Takes progress; raises `asyncio.CancelledError` once the caller wants no result any more."""
+
+    async def __call__(self, progress: Progress) -> None: ...
+
+
+async def unreported(progress: Progress) -> None:
+    """The report of a synchronous call, where nobody watches."""
+
+
+@dataclass(slots=True)
+class Timings:
+    """Milliseconds by stage, for `Server-Timing` and the metrics: decode, queue, infer, encode."""
+
+    stages: dict[str, float] = field(default_factory=dict)
+
+    def add(self, stage: str, seconds: float) -> None:
+        self.stages[stage] = self.stages.get(stage, 0.0) + seconds * 1000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What pipelines work with."""
+
+    settings: Settings
+    triton: Triton
+    timings: Timings = field(default_factory=Timings)
+
+
+P = TypeVar("P", bound=TaskParameters)
+
+
+class Pipeline(ABC, Generic[P]):
+    """One task. `name` is stored in job records and used in paths and metrics."""
+
+    name: ClassVar[str]
+    parameters: type[P]
+    takes_upload: ClassVar[bool] = True
+
+    async def check(self, parameters: P, context: Context) -> P:
+        """Refuse parameters that the chosen model's card does not allow; return them completed (model, defaults).
+
+        Called before a job is accepted, so that a bad request fails at once and not later in a worker.
+        """
+        return parameters
+
+    @abstractmethod
+    async def run(
+        self, parameters: P, upload: Upload | None, context: Context, report: Report
+    ) -> Outcome:
+        """Do the work. Raises VitrineError."""

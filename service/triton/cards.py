@@ -1,0 +1,169 @@
+"""The card: the whole contract between the networks in `models/` and the service in `service/`.
+
+Every Triton model carries its card as JSON in `config.pbtxt` (`parameters { key: "card" }`). The
+gateway knows no model by name; it reads cards and routes by task. This module imports neither
+torch nor Triton, so both sides can use it.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Task(StrEnum):
+    """What a model does; the tensors of each task are fixed in `models/signatures.py`."""
+
+    CLASSIFICATION = "classification"
+    VIDEO_CLASSIFICATION = "video-classification"
+    DEEPFAKE = "deepfake"
+    FACE_DETECTION = "face-detection"
+    DETECTION = "detection"
+    SEGMENTATION = "segmentation"
+    SUPER_RESOLUTION = "super-resolution"
+    EMBEDDING = "embedding"
+    EXPLANATION = "explanation"
+    TEXT_TO_IMAGE = "text-to-image"
+    CLASS_TO_IMAGE = "class-to-image"
+    SCENE_GRAPH_TO_IMAGE = "scene-graph-to-image"
+    UNCONDITIONAL_IMAGE = "unconditional-image"
+    TEXT_TO_VIDEO = "text-to-video"
+    CLASS_TO_VIDEO = "class-to-video"
+    VIEW_SYNTHESIS = "view-synthesis"
+    ASK = "ask"
+    RECONSTRUCTION = "reconstruction"
+    IN_CONTEXT = "in-context"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Paper(_Frozen):
+    """The paper a network comes from; `slug` is its row in the table of the 52 papers."""
+
+    slug: str
+    title: str
+    year: int
+    arxiv: str | None = None
+
+
+class Licence(_Frozen):
+    """Licences of the authors' code and of the weights; `commercial` is false where either forbids it."""
+
+    code: str
+    weights: str
+    commercial: bool = True
+
+
+class WeightsRecord(_Frozen):
+    """Where the weights came from.
+
+    `official`: published by the authors; `own`: brought by the user; `demo`: small weights trained
+    on this project's procedural data; `random`: untrained, for benchmarks only.
+    """
+
+    kind: Literal["official", "own", "demo", "random"]
+    source: str | None = None
+    sha256: str | None = None
+
+
+class ImageInput(_Frozen):
+    """How a picture becomes the `uint8` pixels that the model takes (its own pre-processing, exactly).
+
+    `resize`:
+      * `squash`: to (height, width), aspect not kept;
+      * `shorter-side`: shorter side to `resize_to`, then centre crop to (height, width);
+      * `none`: sent at its own size, within [min_side, max_side].
+    `mean` and `std` (per channel, for pixels in 0..1) are applied inside the model; they are here
+    so that a user can see and repeat the pre-processing.
+    """
+
+    height: int | None = None
+    width: int | None = None
+    colour: Literal["RGB", "L"] = "RGB"
+    resize: Literal["squash", "shorter-side", "none"] = "squash"
+    resize_to: int | None = None
+    interpolation: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = (
+        "bilinear"
+    )
+    min_side: int = 1
+    max_side: int = 4096
+    multiple_of: int = 1
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+
+class ClipInput(_Frozen):
+    """How frames are drawn from a video: their number and the rule of the paper."""
+
+    frames: int
+    sampling: Literal["uniform", "dense", "linspace"] = "uniform"
+    stride: int = 1
+
+
+class Parameter(_Frozen):
+    """A setting that a caller may give: its type, inclusive range, allowed values and default."""
+
+    type: Literal["integer", "number", "string", "boolean"]
+    default: int | float | str | bool | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    multiple_of: int | None = None
+    choices: tuple[int | float | str, ...] | None = None
+    max_length: int | None = None
+    description: str = ""
+
+
+class Metric(_Frozen):
+    """A figure of quality: `published` by the paper's authors or `measured` by this project."""
+
+    name: str
+    value: float
+    dataset: str
+    origin: Literal["published", "measured"]
+    note: str = ""
+
+
+class Card(_Frozen):
+    """Everything that the service and its users need to know about one served model."""
+
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9._+-]{0,127}$")
+    version: str = "1"
+    task: Task
+    title: str
+    paper: Paper
+    origin: Literal["library", "own", "after the paper"]
+    architecture: str
+    variant: str
+    licence: Licence
+    weights: WeightsRecord
+    image: ImageInput | None = None
+    clip: ClipInput | None = None
+    labels: tuple[str, ...] = ()
+    activation: Literal["softmax", "sigmoid"] = "softmax"
+    thresholds: dict[str, float] = Field(default_factory=dict)
+    default: bool = False
+    cost: Literal["interactive", "batch"] = "interactive"
+    parameters: dict[str, Parameter] = Field(default_factory=dict)
+    parameter_count: int | None = None
+    flops: int | None = None
+    metrics: tuple[Metric, ...] = ()
+    runtime: Literal["torch"] = "torch"
+    precision: Literal["float32", "bfloat16", "auto"] = "auto"
+    acceleration: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def warning(self) -> str | None:
+        """The sentence that every answer from weights not fit for real use carries."""
+        if self.weights.kind == "demo":
+            return (
+                f"{self.id} runs on demo weights trained on this project's procedural pictures; "
+                "its answers about real media mean nothing. Pull or add real weights for real use."
+            )
+        if self.weights.kind == "random":
+            return f"{self.id} runs on random weights; its answers mean nothing."
+        return None
