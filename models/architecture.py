@@ -56,6 +56,7 @@ class Variant:
     image: ImageInput | None = None
     clip: ClipInput | None = None
     labels: tuple[str, ...] = ()
+    members: tuple[str, ...] = ()
     sources: tuple[Source, ...] = ()
     metrics: tuple[Metric, ...] = ()
     flops: int | None = None
@@ -141,6 +142,7 @@ class Architecture(ABC):
             image=chosen.image,
             clip=chosen.clip,
             labels=chosen.labels if labels is None else labels,
+            members=chosen.members,
             activation=self.activation,
             thresholds=dict(chosen.thresholds),
             default=chosen.default,

@@ -48,10 +48,10 @@ _SCORES = TensorSpec("SCORES", "TYPE_FP32", (-1,))
 SIGNATURES: dict[Task, Signature] = {
     Task.CLASSIFICATION: Signature((_IMAGE,), (_SCORES,)),
     # One request is one face crop or a batch of them. SCORES are (real, fake); MEMBERS holds the same
-    # pair for each network of an ensemble, in the order of the card's parameter `members`.
+    # pair for each network of an ensemble, in the order of the card's `members`.
     Task.DEEPFAKE: Signature(
         (
-            TensorSpec("FACES", "TYPE_UINT8", (3, 224, 224)),
+            TensorSpec("FACES", "TYPE_UINT8", (3, -1, -1)),
             TensorSpec("SEED", "TYPE_INT64", (1,), optional=True),
         ),
         (TensorSpec("SCORES", "TYPE_FP32", (2,)), TensorSpec("MEMBERS", "TYPE_FP32", (-1, 2))),

@@ -89,6 +89,11 @@ class Settings(BaseSettings):
     limits: LimitSettings = LimitSettings()
 
     @property
+    def repository(self) -> Path:
+        """The Triton model repository: one entry a model, with its weights inside."""
+        return self.data_dir / "repository"
+
+    @property
     def storage_url(self) -> str:
         """The storage's URL; without one, a directory under `data_dir`."""
         return self.storage.url or (self.data_dir / "storage").resolve().as_uri()

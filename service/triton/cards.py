@@ -143,6 +143,7 @@ class Card(_Frozen):
     image: ImageInput | None = None
     clip: ClipInput | None = None
     labels: tuple[str, ...] = ()
+    members: tuple[str, ...] = ()
     activation: Literal["softmax", "sigmoid"] = "softmax"
     thresholds: dict[str, float] = Field(default_factory=dict)
     default: bool = False
