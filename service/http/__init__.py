@@ -1,0 +1,1 @@
+"""The edge: reading requests, running pipelines for them, answering errors."""
