@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import pkgutil
+from pathlib import Path
 from typing import TypeVar
 
-import models
 from models.architecture import Architecture, Variant
 
 A = TypeVar("A", bound=Architecture)
@@ -44,25 +43,32 @@ def register(architecture: type[A]) -> type[A]:
 
 
 def architectures() -> dict[str, Architecture]:
-    """Return every architecture by slug, importing the families' modules at the first call."""
-    for family in FAMILIES:
-        try:
-            package = importlib.import_module(f"{models.__name__}.{family}")
-        except ModuleNotFoundError as missing:
-            if missing.name != f"{models.__name__}.{family}":
-                raise
-            continue
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{package.__name__}.{module.name}")
+    """Return every architecture by slug, importing the families' modules."""
+    for path in _modules().values():
+        importlib.import_module(path)
     return dict(sorted(_ARCHITECTURES.items()))
 
 
 def architecture(slug: str) -> Architecture:
-    """Return one architecture. Raises UnknownArchitecture."""
-    known = architectures()
-    if slug not in known:
-        raise UnknownArchitecture(f"unknown architecture {slug!r}; known: {', '.join(known)}")
-    return known[slug]
+    """Return one architecture, importing only the module named after it. Raises UnknownArchitecture."""
+    path = _modules().get(slug.replace("-", "_"))
+    if path is not None:
+        importlib.import_module(path)
+    if slug not in _ARCHITECTURES:
+        raise UnknownArchitecture(
+            f"unknown architecture {slug!r}; known: {', '.join(architectures())}"
+        )
+    return _ARCHITECTURES[slug]
+
+
+def _modules() -> dict[str, str]:
+    """Return the import path of every paper's module by its file name, without importing them."""
+    root = Path(__file__).parent
+    return {
+        file.stem: f"{__package__}.{family}.{file.stem}"
+        for family in FAMILIES
+        for file in sorted((root / family).glob("[!_]*.py"))
+    }
 
 
 def variant(spec: str) -> tuple[Architecture, Variant]:

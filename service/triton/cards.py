@@ -12,6 +12,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+# Id of the Triton model that tells the cards of entries which are not loaded (models/catalogue.py).
+CATALOGUE = "vitrine-catalogue"
+
 
 class Task(StrEnum):
     """What a model does; the tensors of each task are fixed in `models/signatures.py`."""

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Protocol
 
 from service.triton.cards import Card, Task
+from service.triton.tensors import Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +39,11 @@ class Triton(Protocol):
 
     async def unload(self, model: str) -> None: ...
 
-    async def infer(
-        self,
-        model: str,
-        inputs: Mapping[str, np.ndarray[Any, Any]],
-        parameters: Mapping[str, Any] | None = None,
-    ) -> dict[str, np.ndarray[Any, Any]]:
+    async def infer(self, model: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run one request; arrays have the batch as first dimension. Raises BadInput, ModelFailed, TritonUnavailable."""
         ...
 
-    def stream(
-        self, model: str, inputs: Mapping[str, np.ndarray[Any, Any]]
-    ) -> AsyncIterator[dict[str, np.ndarray[Any, Any]]]:
+    def stream(self, model: str, inputs: Mapping[str, Array]) -> AsyncIterator[dict[str, Array]]:
         """Yield the responses of a streamed request (arrays without batch dimension); closing the iterator cancels it."""
         ...
 

@@ -1,0 +1,175 @@
+"""The one Triton Python backend that all models share.
+
+A predictor's requests, as the dynamic batcher collected them, run in one forward pass; when that
+fails, they run one by one, so that only the bad one gets an error. A generator's requests stream
+progress and results until done; one whose caller has gone is left out of the steps that follow.
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import triton_python_backend_utils as pb_utils
+
+from models.registry import architecture
+from models.serving import Arrays, Device, Generator, InvalidInput, Predictor
+from models.signatures import SIGNATURES
+from service.triton.cards import Card
+
+
+class TritonPythonModel:
+    """Triton's interface: one instance of one model on one device."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        config = json.loads(args["model_config"])
+        self._card = Card.model_validate_json(config["parameters"]["card"]["string_value"])
+        self._signature = SIGNATURES[self._card.task]
+        folder = Path(args["model_repository"]) / args["model_version"]
+        device = device_of(
+            args["model_instance_kind"], args["model_instance_device_id"], self._card
+        )
+        torch.set_grad_enabled(False)
+        served = architecture(self._card.architecture).load(self._card, folder, device)
+        self._predictor = served if isinstance(served, Predictor) else None
+        self._generator = served if isinstance(served, Generator) else None
+
+    def execute(self, requests: list[Any]) -> list[Any] | None:
+        with torch.inference_mode():
+            if self._generator is not None:
+                self._stream(requests, self._generator)
+                return None
+            return self._answer(requests)
+
+    # Predictors
+
+    def _answer(self, requests: list[Any]) -> list[Any]:
+        responses: list[Any] = [None] * len(requests)
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        inputs = [self._inputs(request) for request in requests]
+        for index, request in enumerate(requests):
+            if request.is_cancelled():
+                responses[index] = _failure("cancelled", pb_utils.TritonError.CANCELLED)
+                continue
+            shape = tuple((name, array.shape[1:]) for name, array in sorted(inputs[index].items()))
+            groups.setdefault(shape, []).append(index)
+        for members in groups.values():
+            for index, outcome in zip(
+                members, self._predict([inputs[i] for i in members]), strict=True
+            ):
+                responses[index] = self._response(requests[index], outcome)
+        return responses
+
+    def _predict(self, batch: Sequence[Arrays]) -> list[Arrays | Exception]:
+        """Run the requests together, or each alone if that fails; a failure stands for its outputs."""
+        assert self._predictor is not None
+        sizes = [len(next(iter(arrays.values()))) for arrays in batch]
+        try:
+            joined = {name: np.concatenate([a[name] for a in batch]) for name in batch[0]}
+            outputs = self._predictor.predict(joined)
+        except Exception as error:
+            if len(batch) == 1:
+                return [error]
+            return [outcome for arrays in batch for outcome in self._predict([arrays])]
+        ends = np.cumsum(sizes)[:-1]
+        split = {name: np.split(array, ends) for name, array in outputs.items()}
+        return [{name: parts[i] for name, parts in split.items()} for i in range(len(batch))]
+
+    def _response(self, request: Any, outcome: Arrays | Exception) -> Any:
+        if isinstance(outcome, Exception):
+            return self._failed(outcome)
+        wanted = request.requested_output_names()
+        return pb_utils.InferenceResponse(
+            [_tensor(name, array) for name, array in outcome.items() if name in wanted]
+        )
+
+    # Generators
+
+    def _stream(self, requests: list[Any], generator: Generator) -> None:
+        senders = [request.get_response_sender() for request in requests]
+        groups: dict[Any, list[tuple[Any, Arrays]]] = {}
+        for request, sender in zip(requests, senders, strict=True):
+            arrays = self._inputs(request)
+            try:
+                if any(len(array) != 1 for array in arrays.values()):
+                    raise InvalidInput("a streamed request is one item; send further ones apart")
+                single = {name: array[0] for name, array in arrays.items()}
+                groups.setdefault(generator.key(single), []).append((sender, single))
+            except Exception as error:
+                sender.send(self._failed(error))
+        for members in groups.values():
+            self._generate(generator, members)
+        for sender in senders:
+            sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def _generate(self, generator: Generator, members: list[tuple[Any, Arrays]]) -> None:
+        senders = [sender for sender, _ in members]
+        steps = generator.generate(
+            [arrays for _, arrays in members], lambda index: senders[index].is_cancelled()
+        )
+        try:
+            for index, outputs in steps:
+                if not senders[index].is_cancelled():
+                    tensors = [_tensor(name, array[None]) for name, array in outputs.items()]
+                    senders[index].send(pb_utils.InferenceResponse(tensors))
+        except Exception as error:
+            if len(members) > 1 and isinstance(error, InvalidInput):
+                # One of them is bad; nothing but progress has been sent, so each may run alone.
+                for member in members:
+                    self._generate(generator, [member])
+                return
+            for sender in senders:
+                sender.send(self._failed(error))
+
+    # Both
+
+    def _inputs(self, request: Any) -> Arrays:
+        arrays: Arrays = {}
+        for spec in self._signature.inputs:
+            tensor = pb_utils.get_input_tensor_by_name(request, spec.name)
+            if tensor is not None:
+                arrays[spec.name] = tensor.as_numpy()
+        return arrays
+
+    def _failed(self, error: Exception) -> Any:
+        if isinstance(error, InvalidInput):
+            # The prefix sorts the error on streams, which carry no status code.
+            return _failure(f"InvalidInput: {error}", pb_utils.TritonError.INVALID_ARG)
+        pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
+        return _failure(f"{type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL)
+
+
+def device_of(kind: str, device_id: str, card: Card) -> Device:
+    """Return the device of a Triton instance and the precision that the card asks for and the device has.
+
+    `auto`: bfloat16 on GPUs that compute in it, float32 elsewhere.
+    """
+    if kind == "GPU":
+        name = f"cuda:{device_id}"
+        with torch.cuda.device(name):
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        wanted = card.precision != "float32"
+    else:
+        name = "cpu"
+        fast = torch.backends.cpu.get_cpu_capability() in ("AVX512", "AVX2") and _cpu_has_bf16()
+        wanted = card.precision == "bfloat16"
+    if wanted and not fast and card.precision == "bfloat16":
+        pb_utils.Logger.log_warn(f"{card.id}: {name} does not compute in bfloat16; float32 is used")
+    return Device(name, torch.bfloat16 if wanted and fast else torch.float32)
+
+
+def _cpu_has_bf16() -> bool:
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _tensor(name: str, array: np.ndarray) -> Any:
+    return pb_utils.Tensor(name, np.ascontiguousarray(array))
+
+
+def _failure(message: str, code: Any) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))

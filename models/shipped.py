@@ -1,0 +1,33 @@
+"""The weights that ship with the project: `models/demo/weights/<id>.safetensors`, or a folder of parts."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+WEIGHTS = Path(__file__).parent / "demo" / "weights"
+
+# Id -> (architecture:variant, what kind of weights they are).
+SHIPPED: dict[str, tuple[str, Literal["demo", "official"]]] = {
+    "convnext-demo": ("convnext:demo", "demo"),
+    "genconvit-demo": ("genconvit:demo", "demo"),
+    "micro-dit-demo": ("micro-dit:demo", "demo"),
+    "mtcnn": ("mtcnn:default", "official"),
+}
+
+
+def shipped_parts(id: str) -> tuple[dict[str, Path], str]:
+    """Return the parts of a shipped model by file name, and the SHA-256 over them all.
+
+    Raises FileNotFoundError when the weights of `id` are not there (not trained yet).
+    """
+    folder = WEIGHTS / id
+    if folder.is_dir():
+        parts = {f.name: f for f in sorted(folder.iterdir()) if f.name != "training.json"}
+    else:
+        parts = {"model.safetensors": WEIGHTS / f"{id}.safetensors"}
+    digest = hashlib.sha256()
+    for path in parts.values():
+        digest.update(path.read_bytes())
+    return parts, digest.hexdigest()

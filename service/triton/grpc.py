@@ -1,0 +1,326 @@
+"""The Triton client: gRPC on one asynchronous channel, with a short-lived snapshot of what is served.
+
+The generated stubs of `tritonclient` are used without its wrapper, which copies every tensor once
+more and does not pass channel options that matter here (fast reconnection after Triton restarts).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+import numpy as np
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc as stubs
+
+from service.errors import (
+    BadInput,
+    DeadlineExceeded,
+    ModelFailed,
+    ModelNotFound,
+    TritonUnavailable,
+    VitrineError,
+)
+from service.settings import TritonSettings
+from service.triton.cards import CATALOGUE, Card, Task
+from service.triton.client import ModelState
+from service.triton.tensors import Array, outputs, request
+
+# Weights that were brought on purpose outrank demo weights where a task has several defaults.
+_RANK = {"own": 0, "official": 1, "demo": 2, "random": 3}
+
+
+class TritonClient:
+    """A connection to one Triton; see `service.triton.client.Triton` for the contract."""
+
+    def __init__(self, settings: TritonSettings) -> None:
+        self._settings = settings
+        self._channel = grpc.aio.insecure_channel(
+            settings.url,
+            options=[
+                ("grpc.max_send_message_length", settings.max_message_bytes),
+                ("grpc.max_receive_message_length", settings.max_message_bytes),
+                ("grpc.initial_reconnect_backoff_ms", 100),
+                ("grpc.max_reconnect_backoff_ms", 1000),
+                ("grpc.keepalive_time_ms", 30_000),
+                ("grpc.lb_policy_name", "round_robin"),
+            ],
+        )
+        self._stub = stubs.GRPCInferenceServiceStub(self._channel)
+        self._snapshot: dict[str, ModelState] = {}
+        self._taken_at = float("-inf")
+        self._refreshing: asyncio.Task[None] | None = None
+        self._loading: dict[str, asyncio.Task[None]] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        tasks = [*self._loading.values(), *([self._refreshing] if self._refreshing else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._channel.close()
+
+    # What is served
+
+    async def ready(self) -> bool:
+        """Tell whether Triton answers that it is ready, within a second."""
+        try:
+            answer = await self._stub.ServerReady(pb.ServerReadyRequest(), timeout=1.0)
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(answer.ready)
+
+    async def models(self, task: Task | None = None) -> list[ModelState]:
+        """Return every model that has a card (of `task`), by id. Raises TritonUnavailable."""
+        await self._refresh()
+        return [m for _, m in sorted(self._snapshot.items()) if task is None or m.card.task == task]
+
+    async def resolve(self, task: Task, model: str | None) -> Card:
+        """Return the card of `model`, or of the task's default, loaded.
+
+        Raises ModelNotFound (unknown, of another task, or none for the task), TritonUnavailable
+        (Triton is down, or the model is still loading).
+        """
+        if time.monotonic() - self._taken_at > self._settings.index_period_s:
+            # A snapshot that is a little old still serves; only the first one is waited for.
+            refresh = self._refresh()
+            if self._snapshot:
+                self._background(refresh)
+            else:
+                await refresh
+        found = self._find(task, model)
+        if found is None:
+            await self._refresh()
+            found = self._find(task, model)
+        if found is None:
+            raise self._not_found(task, model)
+        if found.state != "ready":
+            await self.load(found.card.id)
+        return found.card
+
+    def _find(self, task: Task, model: str | None) -> ModelState | None:
+        if model is not None:
+            found = self._snapshot.get(model)
+            return found if found is not None and found.card.task == task else None
+        candidates = [m for m in self._snapshot.values() if m.card.task == task]
+        return min(
+            candidates,
+            key=lambda m: (
+                not m.card.default,
+                _RANK[m.card.weights.kind],
+                m.state != "ready",
+                m.card.id,
+            ),
+            default=None,
+        )
+
+    def _not_found(self, task: Task, model: str | None) -> VitrineError:
+        names = sorted(m.card.id for m in self._snapshot.values() if m.card.task == task)
+        known = f"models for {task}: {', '.join(names)}" if names else f"no model serves {task}"
+        if model is None:
+            return ModelNotFound(f"no model serves {task}", code="no_model_for_task")
+        if model in self._snapshot:
+            other = self._snapshot[model].card.task
+            return ModelNotFound(
+                f"model {model!r} serves {other}, not {task}; {known}",
+                code="model_of_another_task",
+                param="model",
+            )
+        return ModelNotFound(f"unknown model {model!r}; {known}", param="model")
+
+    def _background(self, refresh: Any) -> None:
+        async def quietly() -> None:
+            try:
+                await refresh
+            except TritonUnavailable:
+                self._taken_at = float("-inf")
+
+        task = asyncio.ensure_future(quietly())
+        # The refresh itself is single-flight; this reference only keeps the task from being collected.
+        self._quiet = task
+
+    async def _refresh(self) -> None:
+        """Take a new snapshot; callers at the same time share one."""
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.ensure_future(self._take_snapshot())
+        await asyncio.shield(self._refreshing)
+
+    async def _take_snapshot(self) -> None:
+        index = await self._call(
+            self._stub.RepositoryIndex, pb.RepositoryIndexRequest(), model="", seconds=2.0
+        )
+        states = {m.name: (_state(m.state), m.reason) for m in index.models}
+        cards: dict[str, Card] = {}
+        if states.get(CATALOGUE, ("", ""))[0] == "ready":
+            answer = await self._infer(CATALOGUE, {"TASK": np.array([""], dtype=object)}, 5.0)
+            cards = {
+                name: Card.model_validate(card)
+                for name, card in (json.loads(row) for row in answer["CARDS"])
+            }
+        for name, (state, _) in states.items():
+            # A Triton whose repository this project did not write has no catalogue.
+            if state == "ready" and name != CATALOGUE and name not in cards:
+                config = await self._call(
+                    self._stub.ModelConfig,
+                    pb.ModelConfigRequest(name=name),
+                    model=name,
+                    seconds=2.0,
+                )
+                text = config.config.parameters["card"].string_value
+                if text:
+                    cards[name] = Card.model_validate_json(text)
+        self._snapshot = {
+            name: ModelState(card, *states.get(name, ("unloaded", "")))
+            for name, card in cards.items()
+        }
+        self._taken_at = time.monotonic()
+
+    # Loading
+
+    async def load(self, model: str) -> None:
+        """Load `model` and wait for it. Raises TritonUnavailable if it takes too long or fails."""
+        loading = self._loading.get(model)
+        if loading is None:
+            loading = asyncio.ensure_future(self._load(model))
+            self._loading[model] = loading
+            loading.add_done_callback(lambda _: self._loading.pop(model, None))
+        try:
+            await asyncio.wait_for(asyncio.shield(loading), self._settings.load_timeout_s)
+        except TimeoutError:
+            raise TritonUnavailable(
+                f"model {model!r} is still being loaded", code="model_loading", retry_after=5.0
+            ) from None
+
+    async def _load(self, model: str) -> None:
+        message = pb.RepositoryModelLoadRequest(model_name=model)
+        try:
+            await self._stub.RepositoryModelLoad(message, timeout=600.0)
+        except grpc.aio.AioRpcError as error:
+            if _is_down(error):
+                raise self._down(model, error) from None
+            raise TritonUnavailable(
+                f"model {model!r} cannot be loaded: {error.details()}",
+                code="model_load_failed",
+                retry_after=30.0,
+            ) from None
+        finally:
+            await self._refresh()
+
+    async def unload(self, model: str) -> None:
+        """Unload `model`; running requests finish first. Raises TritonUnavailable."""
+        message = pb.RepositoryModelUnloadRequest(model_name=model)
+        await self._call(self._stub.RepositoryModelUnload, message, model=model, seconds=60.0)
+        await self._refresh()
+
+    # Inference
+
+    async def infer(self, model: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one request of a batch and return its outputs (batch first).
+
+        Raises BadInput (the model refuses the input), ModelFailed, ModelNotFound, TritonUnavailable,
+        DeadlineExceeded. Cancelling the awaiting task cancels the request in Triton.
+        """
+        return await self._infer(model, inputs, self._settings.timeout_s)
+
+    async def _infer(
+        self,
+        model: str,
+        inputs: Mapping[str, Array],
+        seconds: float,
+    ) -> dict[str, Array]:
+        answer = await self._call(
+            self._stub.ModelInfer, request(model, inputs), model=model, seconds=seconds
+        )
+        return outputs(answer)
+
+    async def stream(
+        self, model: str, inputs: Mapping[str, Array]
+    ) -> AsyncIterator[dict[str, Array]]:
+        """Yield the responses to one streamed request as they come, without the batch dimension.
+
+        Closing the iterator, or cancelling the task that iterates, cancels the request in Triton.
+        Raises as `infer`.
+        """
+        message = request(model, {name: array[None] for name, array in inputs.items()})
+        message.parameters["triton_enable_empty_final_response"].bool_param = True
+
+        async def once() -> AsyncIterator[pb.ModelInferRequest]:
+            yield message
+
+        call = self._stub.ModelStreamInfer(once())
+        finished = False
+        try:
+            async for response in call:
+                if response.error_message:
+                    finished = True
+                    raise self._failed(model, response.error_message)
+                answer = response.infer_response
+                if answer.outputs:
+                    yield {name: array[0] for name, array in outputs(answer).items()}
+                if answer.parameters["triton_final_response"].bool_param:
+                    finished = True
+                    return
+            raise TritonUnavailable(f"the stream of model {model!r} broke off")
+        except grpc.aio.AioRpcError as error:
+            raise self._translated(model, error) from None
+        finally:
+            if not finished:
+                call.cancel()
+
+    # Errors
+
+    async def _call(self, method: Any, message: Any, *, model: str, seconds: float) -> Any:
+        try:
+            return await method(message, timeout=seconds)
+        except grpc.aio.AioRpcError as error:
+            raise self._translated(model, error) from None
+
+    def _translated(self, model: str, error: grpc.aio.AioRpcError) -> VitrineError:
+        details = error.details() or ""
+        if _is_down(error):
+            return self._down(model, error)
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return DeadlineExceeded(f"model {model!r} did not answer in time", retry_after=2.0)
+        if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+            return BadInput(details.removeprefix("InvalidInput: "), code="invalid_input")
+        return self._failed(model, details)
+
+    def _failed(self, model: str, details: str) -> VitrineError:
+        """Sort an error text of Triton: streams carry no status codes."""
+        if details.startswith("InvalidInput: "):
+            return BadInput(details.removeprefix("InvalidInput: "), code="invalid_input")
+        # The Python process behind a model died; Triton starts another for the next request.
+        if "unhealthy" in details or "Stub process" in details or "is not ready" in details:
+            self._taken_at = float("-inf")
+            return TritonUnavailable(f"model {model!r} is restarting", code="model_restarting")
+        if "unknown model" in details or "is not found" in details or "no available" in details:
+            self._taken_at = float("-inf")
+            return TritonUnavailable(f"model {model!r} is not loaded", code="model_not_loaded")
+        return ModelFailed(f"model {model!r} failed: {details}")
+
+    def _down(self, model: str, error: grpc.aio.AioRpcError) -> TritonUnavailable:
+        self._taken_at = float("-inf")
+        about = f" (model {model!r})" if model else ""
+        return TritonUnavailable(f"the inference server does not answer{about}")
+
+
+def _is_down(error: grpc.aio.AioRpcError) -> bool:
+    details = error.details() or ""
+    from_triton = "model" in details or "Request for" in details
+    return error.code() is grpc.StatusCode.UNAVAILABLE and not from_triton
+
+
+def _state(state: str) -> str:
+    return {"READY": "ready", "LOADING": "loading", "UNAVAILABLE": "failed"}.get(state, "unloaded")
