@@ -3,6 +3,7 @@
     VitrineError 500
     ├── BadInput 400
     ├── NotFound 404: ModelNotFound, JobNotFound
+    ├── RequestTimeout 408
     ├── Conflict 409: IdempotencyConflict, ResultNotReady
     ├── PayloadTooLarge 413
     ├── UnsupportedMedia 415
@@ -116,6 +117,12 @@ class JobNotFound(NotFound):
     """No job of that id, or it has expired."""
 
     code, title = "job_not_found", "Job not found"
+
+
+class RequestTimeout(VitrineError):
+    """The caller did not send the whole body in time."""
+
+    status, code, title = 408, "request_timeout", "Request timeout"
 
 
 class Conflict(VitrineError):

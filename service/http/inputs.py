@@ -4,32 +4,217 @@
     multipart          one file part named `file`, `image` or `video`; text parts are parameters
     JSON               `{"url": ...}`, `{"b64": ...}`, or a data URL or URL in `image`, `video` or `input`
 
-Query parameters are merged in; a parameter given twice with different values is refused.
+Query parameters are merged in; a parameter given twice with different values is refused. A medium
+named by a string is taken from the query and from text parts too.
 """
 
 from __future__ import annotations
 
+import asyncio
+import binascii
 from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
-from typing import Any, Literal
+from contextlib import ExitStack, asynccontextmanager
+from typing import Any
 
+import orjson
 from starlette.requests import Request
 
+from service.errors import BadInput, InvalidParameter, RequestTimeout, UnsupportedMedia
+from service.http.multipart import Form, boundary_of
+from service.http.spool import Spool, too_large
+from service.media.fetch import Fetcher
+from service.media.sniff import Kind
 from service.settings import Settings
 from service.tasks.contract import Upload
 
-Kind = Literal["image", "video"]
+__all__ = ["Kind", "read_input"]
+
+_SOURCES = ("url", "b64", "image", "video", "input")
+_WRITE_BYTES = 1024 * 1024
 
 
 @asynccontextmanager
 async def read_input(
     request: Request, settings: Settings, kinds: Collection[Kind]
 ) -> AsyncIterator[tuple[Upload | None, dict[str, Any]]]:
-    """Yield the upload (None where the caller sent none) and the parameters as sent, unchecked.
+    """Yield the upload (None where the endpoint takes none) and the parameters as sent, unchecked.
 
     Pictures are held in memory; videos lie in a temporary file that is deleted on exit. Raises
-    BadInput (`empty_body`, `malformed_json`, `malformed_multipart`), InvalidParameter,
-    PayloadTooLarge, UnsupportedMedia (the medium's kind is not in `kinds`).
+    BadInput (`empty_body`, `malformed_json`, `malformed_multipart`, `malformed_base64`, and those
+    of `Fetcher.open`), InvalidParameter, PayloadTooLarge, UnsupportedMedia (the medium's kind is
+    not in `kinds`), RequestTimeout (the body took longer than limits.request_seconds),
+    ClientDisconnect.
     """
-    raise NotImplementedError
-    yield None, {}
+    with ExitStack() as spools:
+        reader = _Reader(request, settings, kinds, spools)
+        seconds = settings.limits.request_seconds
+        try:
+            async with asyncio.timeout(seconds) as deadline:
+                received = await reader.read()
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            raise RequestTimeout(
+                f"The body did not arrive within {seconds:g} seconds (limit request_seconds)."
+            ) from error
+        yield received
+
+
+class _Reader:
+    """Reads one request; every spool it opens is closed by `spools`."""
+
+    def __init__(
+        self, request: Request, settings: Settings, kinds: Collection[Kind], spools: ExitStack
+    ) -> None:
+        self._request = request
+        self._limits = settings.limits
+        self._kinds = kinds
+        self._spools = spools
+        self._fetcher: Fetcher = request.app.state.gateway.fetcher
+
+    async def read(self) -> tuple[Upload | None, dict[str, Any]]:
+        content_type = self._request.headers.get("content-type", "")
+        media_type = content_type.partition(";")[0].strip().lower()
+        query = self._query()
+        upload: Upload | None = None
+        body: dict[str, Any] = {}
+        if media_type == "multipart/form-data":
+            form = Form(boundary_of(content_type), self._open)
+            await form.read(self._request.stream())
+            upload = await form.spool.finish() if form.spool else None
+            body = dict(form.parameters)
+        elif media_type == "application/json" or media_type.endswith("+json"):
+            body = await self._json(required=not query)
+        else:
+            upload = await self._raw(media_type, required=not query)
+        parameters = _merge(body, query)
+        if self._kinds:
+            upload = await self._medium(upload, parameters)
+        return upload, parameters
+
+    def _query(self) -> dict[str, Any]:
+        query: dict[str, Any] = {}
+        for name, value in self._request.query_params.multi_items():
+            if query.setdefault(name, value) != value:
+                raise _twice(name)
+        return query
+
+    async def _json(self, required: bool) -> dict[str, Any]:
+        data = bytearray()
+        async for chunk in self._request.stream():
+            data += chunk
+        if not data:
+            if required:
+                raise BadInput("The body is empty.", code="empty_body")
+            return {}
+        try:
+            document = orjson.loads(data)
+        except orjson.JSONDecodeError as error:
+            raise BadInput(
+                f"The body is not JSON: {error.msg} (line {error.lineno}, column {error.colno}).",
+                code="malformed_json",
+            ) from error
+        if not isinstance(document, dict):
+            raise BadInput("The JSON body must be an object.", code="malformed_json")
+        return document
+
+    async def _raw(self, media_type: str, required: bool) -> Upload | None:
+        spool: Spool | None = None
+        async for chunk in self._request.stream():
+            if not chunk:
+                continue
+            if spool is None:
+                self._refuse_length(media_type)
+                spool = self._open(media_type, "upload")
+            await spool.write(chunk)
+        if spool is not None:
+            return await spool.finish()
+        if required:
+            raise BadInput("The body is empty.", code="empty_body")
+        return None
+
+    def _refuse_length(self, media_type: str) -> None:
+        length = self._request.headers.get("content-length", "")
+        limit = self._limits.image_body_bytes
+        if media_type.startswith("image/") and length.isdecimal() and int(length) > limit:
+            raise too_large("The picture", "image_body_bytes", limit)
+
+    async def _medium(self, upload: Upload | None, parameters: dict[str, Any]) -> Upload:
+        """Return the upload, or the medium that a parameter names (and take that parameter out)."""
+        given = [name for name in _SOURCES if parameters.get(name) is not None]
+        if upload is not None:
+            given.insert(0, "the body")
+        takes = " or ".join(sorted(self._kinds))
+        if not given:
+            raise InvalidParameter(
+                f"No {takes} is given: send it as the body, as a form's file, or name it in "
+                f"{', '.join(_SOURCES)}.",
+                code="missing_input",
+            )
+        if len(given) > 1:
+            raise InvalidParameter(
+                f"The medium is given more than once: {', '.join(given)}.", param=given[-1]
+            )
+        if upload is not None:
+            return upload
+        (name,) = given
+        source = parameters.pop(name)
+        if not isinstance(source, str):
+            raise InvalidParameter(
+                f"{name} must be a string; given was {type(source).__name__}.", param=name
+            )
+        if name == "url" or source.startswith(("http://", "https://")):
+            return await self._fetch(source)
+        return await self._decode(name, source)
+
+    async def _fetch(self, url: str) -> Upload:
+        async with self._fetcher.open(url) as remote:
+            spool = self._open(remote.content_type, remote.name)
+            async for chunk in remote.chunks:
+                await spool.write(chunk)
+            return await spool.finish()
+
+    async def _decode(self, name: str, source: str) -> Upload:
+        """Decode base64 or a base64 data URL (RFC 2397)."""
+        declared = ""
+        if source[:5].lower() == "data:":
+            header, comma, source = source[5:].partition(",")
+            if not comma or not header.lower().endswith(";base64"):
+                raise BadInput(
+                    f"{name} is a data URL that is not base64.", code="malformed_base64", param=name
+                )
+            declared = header[: -len(";base64")]
+        try:
+            data = await asyncio.to_thread(
+                binascii.a2b_base64,
+                source.encode("ascii").translate(None, b" \r\n\t"),
+                strict_mode=True,
+            )
+        except (binascii.Error, UnicodeEncodeError) as error:
+            raise BadInput(
+                f"{name} is neither a URL nor base64: {error}.",
+                code="malformed_base64",
+                param=name,
+            ) from error
+        spool = self._open(declared, "upload")
+        for start in range(0, len(data), _WRITE_BYTES):
+            await spool.write(data[start : start + _WRITE_BYTES])
+        return await spool.finish()
+
+    def _open(self, content_type: str, name: str) -> Spool:
+        if not self._kinds:
+            raise UnsupportedMedia("This endpoint takes no media; send JSON.")
+        spool = Spool(self._limits, self._kinds, content_type, name)
+        self._spools.callback(spool.close)
+        return spool
+
+
+def _merge(body: dict[str, Any], query: dict[str, Any]) -> dict[str, Any]:
+    for name, value in query.items():
+        if name in body and str(body[name]) != value:
+            raise _twice(name)
+    return query | body
+
+
+def _twice(name: str) -> InvalidParameter:
+    return InvalidParameter(f"{name} is given twice with different values.", param=name)
