@@ -1,0 +1,206 @@
+"""Pictures: from the bytes of a caller to the exact pixels that a model's card asks for.
+
+The header is read before anything is decoded, so that a picture over the limit costs nothing.
+Every format ends as upright 8-bit RGB: EXIF orientation applied, the first frame of an animation,
+alpha over white, the high byte of 16-bit samples, CMYK converted.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+
+from service.errors import BadInput, PayloadTooLarge, UnsupportedMedia
+from service.triton.cards import ImageInput
+
+# The service's own limit, checked on the header, replaces Pillow's process-wide one.
+Image.MAX_IMAGE_PIXELS = None
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+
+_RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "box": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+    "hamming": Image.Resampling.HAMMING,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+# What the EXIF orientation asks for.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# A picture whose longer side would grow beyond this many times the crop is cut before it is resized.
+_LONGEST_RESIZED = 32
+
+
+def sniff(data: bytes) -> str | None:
+    """Return Pillow's name of the format that the first bytes announce, or None."""
+    head = data[:32]
+    if head.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return "GIF"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    if head.startswith(b"BM"):
+        return "BMP"
+    if head.startswith((b"II*\0", b"MM\0*")):
+        return "TIFF"
+    if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"):
+        return "AVIF"
+    return None
+
+
+def decode_image(data: bytes, max_pixels: int) -> Image.Image:
+    """Return the picture in `data`, upright, in mode RGB.
+
+    Raises UnsupportedMedia (`unsupported_media`: no picture, or a format not taken), BadInput
+    (`corrupt_image`: truncated or broken), PayloadTooLarge (`too_many_pixels`).
+    """
+    name = sniff(data)
+    if name is None:
+        raise UnsupportedMedia(f"the upload is no picture of a known format ({', '.join(FORMATS)})")
+    try:
+        image: Image.Image = Image.open(BytesIO(data), formats=(name,))
+        _check_size(image.size, max_pixels)
+        image.load()
+        # TIFF turns itself while loading and then no longer says that it must be turned.
+        turn = _TURNS.get(_orientation(image))
+        rgb = _to_rgb(image)
+        return rgb if turn is None else rgb.transpose(turn)
+    except (BadInput, PayloadTooLarge, UnsupportedMedia, MemoryError):
+        raise
+    except Exception as error:  # Pillow's parsers raise whatever a broken file makes them hit.
+        raise BadInput(
+            f"the {name} picture is truncated or broken: {error}", code="corrupt_image"
+        ) from error
+
+
+def to_model_input(image: Image.Image, contract: ImageInput) -> NDArray[np.uint8]:
+    """Return `image` as the card's pre-processing makes it: uint8 [channels, height, width].
+
+    Sizes are rounded as torchvision's transforms round them, and Pillow resizes, so the pixels
+    equal those of `Resize` and `CenterCrop` on a Pillow picture.
+    Raises BadInput or PayloadTooLarge if the contract takes pictures at their own size and this
+    one is outside [min_side, max_side].
+    """
+    if contract.colour == "L":
+        image = image.convert("L")
+    filter_ = _RESAMPLING[contract.interpolation]
+    if contract.resize == "none":
+        _check_sides(image.size, contract)
+    else:
+        if contract.height is None or contract.width is None:
+            raise ValueError(f"resize {contract.resize!r} needs a height and a width")
+        size = (contract.width, contract.height)
+        if contract.resize == "squash":
+            image = image.resize(size, filter_)
+        else:
+            image = _resized_and_cropped(image, contract.resize_to or min(size), size, filter_)
+    return to_planes(image)
+
+
+def to_planes(image: Image.Image) -> NDArray[np.uint8]:
+    """Return the pixels of a picture in mode RGB or L as contiguous uint8 [channels, height, width]."""
+    pixels = np.asarray(image, np.uint8)
+    if pixels.ndim == 2:
+        return pixels[None].copy()
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def shorter_side_size(width: int, height: int, resize_to: int) -> tuple[int, int]:
+    """Return (width, height) with the shorter side at `resize_to`, the longer one truncated."""
+    if width <= height:
+        return resize_to, int(resize_to * height / width)
+    return int(resize_to * width / height), resize_to
+
+
+def centre(size: int, crop: int) -> int:
+    """Return where a centred window of `crop` pixels starts on a side of `size` (negative: padding)."""
+    return round((size - crop) / 2) if size >= crop else -((crop - size) // 2)
+
+
+def _resized_and_cropped(
+    image: Image.Image, resize_to: int, crop: tuple[int, int], filter_: Image.Resampling
+) -> Image.Image:
+    width, height = shorter_side_size(*image.size, resize_to)
+    left, top = centre(width, crop[0]), centre(height, crop[1])
+    if max(width, height) <= _LONGEST_RESIZED * max(*crop, resize_to):
+        resized = image.resize((width, height), filter_)
+        return resized.crop((left, top, left + crop[0], top + crop[1]))
+    # A picture of 1 x 1,000,000 pixels must not become one of 256 x 256,000,000: resize only the
+    # window that the crop keeps.
+    across, down = image.width / width, image.height / height
+    inner = (max(left, 0), max(top, 0), min(left + crop[0], width), min(top + crop[1], height))
+    window = (inner[0] * across, inner[1] * down, inner[2] * across, inner[3] * down)
+    part = image.resize((inner[2] - inner[0], inner[3] - inner[1]), filter_, box=window)
+    whole = Image.new(image.mode, crop)
+    whole.paste(part, (inner[0] - left, inner[1] - top))
+    return whole
+
+
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise PayloadTooLarge(
+            f"the picture has {width} x {height} = {width * height:,} pixels; "
+            f"the limit is {max_pixels:,}",
+            code="too_many_pixels",
+            limit=max_pixels,
+        )
+    if width < 1 or height < 1:
+        raise BadInput("the picture has no pixels", code="corrupt_image")
+
+
+def _check_sides(size: tuple[int, int], contract: ImageInput) -> None:
+    if min(size) < contract.min_side:
+        raise BadInput(
+            f"the picture is {size[0]} x {size[1]} pixels; this model takes sides of "
+            f"{contract.min_side} and more",
+            code="image_too_small",
+            limit=contract.min_side,
+        )
+    if max(size) > contract.max_side:
+        raise PayloadTooLarge(
+            f"the picture is {size[0]} x {size[1]} pixels; this model takes sides of "
+            f"{contract.max_side} and less",
+            code="too_many_pixels",
+            limit=contract.max_side,
+        )
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # A broken EXIF block is no reason to refuse the picture.
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise UnsupportedMedia(
+            f"{image.format} pictures with 32-bit samples are not taken: there is no agreed white"
+        )
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
