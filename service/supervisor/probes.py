@@ -1,0 +1,82 @@
+"""Questions to the parts of a starting service: are you there, have you loaded that?"""
+
+from __future__ import annotations
+
+import asyncio
+
+import httpx2
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from tritonclient.grpc import aio as triton_grpc
+from tritonclient.utils import InferenceServerException
+
+_TIMEOUT_S = 2.0
+SILENT = "starting"
+
+
+async def redis_answers(url: str) -> bool:
+    """Tell whether the Redis at `url` answers PING (false also while it reads its append-only file)."""
+    client = Redis.from_url(
+        url, socket_connect_timeout=_TIMEOUT_S, socket_timeout=_TIMEOUT_S, retry=None
+    )
+    try:
+        return bool(await client.ping())
+    except (RedisError, OSError):
+        return False
+    finally:
+        await client.aclose()
+
+
+class LoadFailed(Exception):
+    """Triton could not load a model; the message is Triton's reason."""
+
+
+class TritonProbe:
+    """Talks to a starting Triton server by gRPC."""
+
+    def __init__(self, url: str) -> None:
+        self._client = triton_grpc.InferenceServerClient(url)
+
+    async def answers(self) -> bool:
+        """Tell whether the server takes requests."""
+        try:
+            return bool(await self._client.is_server_live(client_timeout=_TIMEOUT_S))
+        except InferenceServerException:
+            return False
+
+    async def wait(self) -> None:
+        """Return once the server takes requests."""
+        while not await self.answers():  # noqa: ASYNC110 - another process, no event to wait for
+            await asyncio.sleep(0.1)
+
+    async def load(self, model: str, timeout_s: float) -> None:
+        """Have the server load `model`; returns when it is ready. Raises LoadFailed."""
+        try:
+            await self._client.load_model(model, client_timeout=timeout_s)
+        except InferenceServerException as error:
+            raise LoadFailed(str(error.message())) from error
+
+    async def device(self, model: str) -> str:
+        """Return where a loaded model's instances run: cpu, cuda or cuda x N."""
+        try:
+            answer = await self._client.get_model_config(model, client_timeout=_TIMEOUT_S)
+        except InferenceServerException:
+            return ""
+        groups = answer.config.instance_group
+        gpus = {gpu for group in groups for gpu in group.gpus}
+        if not any(group.kind == group.KIND_GPU for group in groups):
+            return "cpu"
+        return f"cuda x {len(gpus)}" if len(gpus) > 1 else "cuda"
+
+    async def close(self) -> None:
+        await self._client.close()
+
+
+async def gateway_unready(url: str) -> str | None:
+    """Return why the gateway at `url` is not ready, or None when it is."""
+    try:
+        async with httpx2.AsyncClient(timeout=_TIMEOUT_S, trust_env=False) as client:
+            answer = await client.get(f"{url}/readyz")
+    except httpx2.HTTPError:
+        return SILENT
+    return None if answer.status_code == 200 else answer.text.strip()

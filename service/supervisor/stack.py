@@ -1,0 +1,261 @@
+"""The whole service: writes the model repository, starts the parts, waits until they serve."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from service.settings import Settings
+from service.supervisor import parts, ports, probes
+from service.supervisor.directory import DataDirectory
+from service.supervisor.embedded import TritonPorts
+from service.supervisor.errors import PartFailed, RepositoryFailed
+from service.supervisor.parts import Addresses
+from service.supervisor.process import Process, adopt_orphans, describe, tail
+from service.supervisor.supervisor import Member, Supervisor
+from service.triton.cards import CATALOGUE
+
+STOP_ORDER = ("gateway", "worker", "triton", "redis")
+_POLL_S = 0.15
+# Reading the weights of a large model from a slow disk takes minutes.
+_LOAD_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user asked for. `models` None means the default set."""
+
+    host: str
+    port: int
+    models: tuple[str, ...] | None
+    device: Literal["auto", "cpu", "cuda"]
+    triton_url: str | None
+    redis_url: str | None
+    timeout_s: float
+
+
+@dataclass(slots=True)
+class ModelRow:
+    """A model of the start-up table. `state`: waiting, loading, ready, failed."""
+
+    id: str
+    task: str
+    weights: str
+    device: str = ""
+    state: str = "waiting"
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far the start is: a state for every part, and a row for every model."""
+
+    parts: dict[str, str] = field(default_factory=dict)
+    models: list[ModelRow] = field(default_factory=list)
+
+
+class Stack:
+    """One service on one data directory, which must be locked already."""
+
+    def __init__(
+        self,
+        directory: DataDirectory,
+        options: Options,
+        settings: Settings,
+        notify: Callable[[str, str], None],
+    ) -> None:
+        self.directory = directory
+        self.progress = Progress()
+        self._options = options
+        self._settings = settings
+        self._supervisor = Supervisor(directory.logs, notify)
+        grpc, http, metrics, redis = ports.free_ports(4)
+        self._triton_ports = TritonPorts(grpc, http, metrics)
+        self._redis_port = redis
+        self.addresses = Addresses(
+            host=options.host,
+            port=options.port,
+            triton=options.triton_url or f"127.0.0.1:{grpc}",
+            redis=options.redis_url or f"redis://127.0.0.1:{redis}/0",
+        )
+        self._probe: probes.TritonProbe | None = None
+        self._repository: Process | None = None
+        self._catalogue_failure = ""
+
+    async def start(self, show: Callable[[Progress], None]) -> None:
+        """Start everything and return when the gateway says it is ready; `show` is called as things go on.
+
+        Raises StartError; the caller then calls `stop`.
+        """
+        adopt_orphans()
+        self._probe = probes.TritonProbe(self.addresses.triton)
+        starting = asyncio.create_task(self._start_parts())
+        deadline = time.monotonic() + self._options.timeout_s
+        try:
+            while not (starting.done() and await self._look()):
+                if starting.done():
+                    starting.result()
+                self._refuse_failures()
+                if time.monotonic() > deadline:
+                    raise self._overdue()
+                show(self.progress)
+                await asyncio.sleep(_POLL_S)
+            show(self.progress)
+        finally:
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+        self.directory.write_note(self._note())
+
+    async def stop(self) -> None:
+        """Stop everything in order, each part within its grace period."""
+        if self._repository is not None:
+            await self._repository.stop(1.0)
+        await self._supervisor.stop(STOP_ORDER)
+        if self._probe is not None:
+            await self._probe.close()
+
+    def kill(self) -> None:
+        """End everything at once; `stop` then returns quickly."""
+        if self._repository is not None:
+            self._repository.kill()
+        self._supervisor.kill()
+
+    async def _start_parts(self) -> None:
+        add, directory, settings = self._supervisor.add, self.directory, self._settings
+        if self._options.redis_url is None:
+            add(parts.redis(directory, self._redis_port))
+        add(parts.gateway(directory, self.addresses, settings))
+        add(parts.worker(directory, self.addresses, settings))
+        if self._options.triton_url is None:
+            self.progress.models = await self._write_repository()
+            add(parts.triton(directory, self._triton_ports, self._load_models))
+        else:
+            self.progress.models = [ModelRow(id, "", "") for id in self._options.models or ()]
+            await self._load_models()
+
+    async def _write_repository(self) -> list[ModelRow]:
+        log = self.directory.logs / "repository.log"
+        self.progress.parts["repository"] = "writing"
+        chosen = [f"--models={model}" for model in self._options.models or ()]
+        self._repository = await Process.start(
+            [
+                *parts.python("models"),
+                "repository",
+                f"--repository={self.directory.repository}",
+                f"--device={self._options.device}",
+                *chosen,
+                "--json",
+            ],
+            parts.own_environment(self.directory, self.addresses),
+            log,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        output = await self._repository.read()
+        status, self._repository = self._repository.status, None
+        if status:
+            raise RepositoryFailed(
+                f"The model repository could not be written ({describe(status)}).", tail(log)
+            )
+        self.progress.parts["repository"] = "ready"
+        return [
+            ModelRow(entry["id"], entry["task"], entry["weights"]) for entry in json.loads(output)
+        ]
+
+    async def _load_models(self) -> None:
+        """Load the chosen models side by side; at every start of Triton, so also after a crash."""
+        probe = self._probe
+        assert probe is not None
+        await probe.wait()
+
+        async def load(row: ModelRow) -> None:
+            row.state, row.reason = "loading", ""
+            try:
+                await probe.load(row.id, _LOAD_TIMEOUT_S)
+            except probes.LoadFailed as failure:
+                row.state, row.reason = "failed", str(failure)
+            else:
+                row.state, row.device = "ready", await probe.device(row.id)
+
+        if self._options.triton_url is None:
+            try:
+                await probe.load(CATALOGUE, _LOAD_TIMEOUT_S)
+            except probes.LoadFailed as failure:
+                self._catalogue_failure = str(failure)
+                return
+        await asyncio.gather(*(load(row) for row in self.progress.models))
+
+    async def _look(self) -> bool:
+        """Update the states of the parts; tell whether the service is up."""
+        states, probe = self.progress.parts, self._probe
+        assert probe is not None
+        redis, triton, unready = await asyncio.gather(
+            probes.redis_answers(self.addresses.redis),
+            probe.answers(),
+            probes.gateway_unready(self.addresses.url),
+        )
+        states["redis"] = "ready" if redis else "starting"
+        states["triton"] = "ready" if triton else "starting"
+        states["worker"] = "running"
+        states["gateway"] = "ready" if unready is None else unready
+        settled = all(row.state in ("ready", "failed") for row in self.progress.models)
+        failed = any(row.state == "failed" for row in self.progress.models)
+        # With a model that cannot be loaded the gateway never calls itself ready, yet it serves the others.
+        serving = unready is None or (failed and unready != probes.SILENT)
+        return redis and triton and settled and serving
+
+    def _refuse_failures(self) -> None:
+        if self._catalogue_failure:
+            raise PartFailed(
+                f"triton cannot run Python models: {self._catalogue_failure}",
+                tail(self.directory.logs / "triton.log"),
+            )
+        for member in self._supervisor.members.values():
+            if member.exits:
+                raise self._ended(member)
+
+    def _ended(self, member: Member) -> PartFailed:
+        how = describe(member.last_status) if member.last_status is not None else "cannot be run"
+        return PartFailed(
+            f"{member.part.name} ended while starting ({how}); its log is {member.log}.",
+            tail(member.log),
+        )
+
+    def _overdue(self) -> PartFailed:
+        late = next(
+            (name for name in ("redis", "triton", "gateway") if self._state(name) != "ready"),
+            "triton",
+        )
+        log = self.directory.logs / f"{late}.log"
+        return PartFailed(
+            f"{late} was not ready within {self._options.timeout_s:g} s "
+            f"({self._state(late)}); its log is {log}.",
+            tail(log),
+        )
+
+    def _state(self, part: str) -> str:
+        return self.progress.parts.get(part, "not started")
+
+    def _note(self) -> dict[str, object]:
+        return {
+            "pid": os.getpid(),
+            "url": self.addresses.url,
+            "triton": self.addresses.triton,
+            "redis": self.addresses.redis,
+            "pids": {
+                name: member.process.pid
+                for name, member in self._supervisor.members.items()
+                if member.process is not None
+            },
+            "data_dir": str(self.directory.path),
+        }
+
+
+def chosen_models(values: Sequence[str]) -> tuple[str, ...] | None:
+    """Return the ids of `--models a,b --models c`, or None when there are none."""
+    ids = tuple(id for value in values for id in value.replace(",", " ").split())
+    return ids or None
