@@ -1,0 +1,35 @@
+"""From `uint8` pictures to what a network's first layer takes."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from models.serving import Device, InvalidInput
+from service.triton.cards import ImageInput
+
+
+class Normalisation:
+    """Turns `uint8` [B, 3, height, width] into float32 (pixel / 255 - mean) / std on the device.
+
+    The result has channels-last memory, which convolutions and channel norms prefer on CPU and GPU.
+    """
+
+    def __init__(self, image: ImageInput, device: Device) -> None:
+        self._size = (image.height, image.width)
+        self._device = device.torch
+        std = torch.tensor(image.std).view(-1, 1, 1)
+        self._gain = (1.0 / (255.0 * std)).to(self._device)
+        self._offset = (-torch.tensor(image.mean).view(-1, 1, 1) / std).to(self._device)
+
+    def __call__(self, pixels: np.ndarray) -> torch.Tensor:
+        """Raises InvalidInput if the pictures are not of the card's size."""
+        if pixels.shape[1] != 3 or pixels.shape[2:] != self._size:
+            height, width = self._size
+            raise InvalidInput(
+                f"pixels of shape {list(pixels.shape[1:])}; this model takes [3, {height}, {width}]"
+            )
+        # A copy: what Triton hands over is read-only.
+        moved = torch.tensor(pixels).to(self._device)
+        moved = moved.contiguous(memory_format=torch.channels_last)
+        return torch.addcmul(self._offset, moved.float(), self._gain)
