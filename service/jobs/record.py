@@ -1,11 +1,26 @@
-"""The job as users see it, and as it is kept in Redis."""
+"""The job as users see it, and what a client hands in to make one."""
 
 from __future__ import annotations
 
+import secrets
+import time
 from enum import StrEnum
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
+
+
+JOB_ID = r"job_[0-9a-hjkmnp-tv-z]{26}"
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+def new_job_id() -> str:
+    """Return a fresh id: `job_` and a ULID (48 bits of Unix milliseconds, 80 random bits) in base 32.
+
+    Ids sort by the time they were made, which is the order of `Queue.list`.
+    """
+    number = time.time_ns() // 1_000_000 << 80 | secrets.randbits(80)
+    return "job_" + "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
 
 
 class State(StrEnum):
@@ -61,14 +76,23 @@ class ResultFile(_Model):
 
 
 class JobResult(_Model):
-    """The result's JSON document and the media that belong to it."""
+    """Where a result lies in object storage: `<prefix>/document.json`, `<prefix>/files/<name>`.
 
-    document: dict[str, Any]
+    Redis keeps no documents: `document` is None until `service.jobs.results.ResultStore` reads it.
+    """
+
+    prefix: str
     files: tuple[ResultFile, ...] = ()
+    document: dict[str, Any] | None = None
 
 
 class Job(_Model):
-    """A job. Times are Unix seconds by Redis' clock."""
+    """A job. Times are Unix seconds by Redis' clock.
+
+    `attempt` counts the starts and is the fencing token; `failures` those that ended badly (the
+    worker was lost, or a part of the system was down). `started_at` is of the newest attempt.
+    `expires_at` is when the result is deleted. `queue_position` is 1 for the next job to start.
+    """
 
     id: str
     state: State
@@ -82,14 +106,21 @@ class Job(_Model):
     progress: JobProgress = Field(default_factory=JobProgress)
     queue_position: int | None = None
     attempt: int = 0
+    failures: int = 0
     cancel_requested: bool = False
     error: JobError | None = None
     result: JobResult | None = None
 
 
 class Submission(_Model):
-    """What a client hands in: a pipeline's name, its checked parameters, and where the upload lies."""
+    """What a client hands in: a pipeline's name, its checked parameters, and where the upload lies.
 
+    The id is made before the job is, because the upload is stored first, at `uploads/<id>`.
+    `request_hash` covers all that makes the request what it is (task, parameters, upload), and is
+    what an idempotency key is held against.
+    """
+
+    id: str = Field(default_factory=new_job_id)
     task: str
     model: str | None
     parameters: dict[str, Any]
@@ -101,3 +132,28 @@ class Submission(_Model):
     idempotency_key: str | None = None
     request_hash: str = ""
     request_id: str = ""
+
+
+class Event(_Model):
+    """One entry of a job's event stream; `id` is what `Last-Event-ID` resumes from.
+
+    `kind` is `state` (data: state, attempt, error where there is one) or `progress` (data: JobProgress).
+    """
+
+    id: str
+    kind: str
+    data: dict[str, Any]
+
+
+class Page(_Model):
+    """Jobs of a listing, newest first; `cursor` asks for the next page, None when there is none."""
+
+    jobs: tuple[Job, ...]
+    cursor: str | None = None
+
+
+class Depth(_Model):
+    """How many jobs wait in each lane and how many run."""
+
+    waiting: dict[Lane, int]
+    running: int

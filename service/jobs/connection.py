@@ -1,0 +1,103 @@
+"""The queue's connection to Redis: two clients, the Lua scripts, and one mapping of errors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, Self
+
+import orjson
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    ConnectionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    TimeoutError,
+)
+
+from service.errors import RedisUnavailable
+from service.settings import JobSettings, RedisSettings
+
+BLOCK_S = 1.0
+"""How long a blocking read waits; well below the socket's time-out, or a dead server goes unseen."""
+
+_LUA = Path(__file__).parent / "lua"
+
+
+@cache
+def script_source(name: str) -> str:
+    """Return `lua/<name>.lua` behind the functions that all scripts share."""
+    return "\n".join((_LUA / f"{part}.lua").read_text() for part in ("common", name))
+
+
+class Connection:
+    """Redis as the queue uses it.
+
+    Every key starts with the root `{<queue>}`, a hash tag, so that all of them share one slot of a
+    Cluster and one script may touch them. Calls fail within `connect_timeout_s` while Redis is
+    down and work again once it is back; nothing is retried here, callers know what is safe.
+    """
+
+    def __init__(self, redis: RedisSettings, jobs: JobSettings) -> None:
+        self.root = f"{{{redis.queue}}}"
+        self._timeout_s = redis.connect_timeout_s
+        self._config = orjson.dumps(
+            {
+                "lease": round(jobs.lease_s * 1000),
+                "max_attempts": jobs.max_attempts,
+                "max_queued": jobs.max_queued,
+                "queue_ttl": round(jobs.queue_ttl_s * 1000),
+                "result_ttl": round(jobs.result_ttl_s * 1000),
+                "record_ttl": round(max(jobs.record_ttl_s, jobs.result_ttl_s) * 1000),
+                "idempotency_ttl": round(jobs.idempotency_ttl_s * 1000),
+            }
+        ).decode()
+        self.client = self._connect(redis, redis.connect_timeout_s)
+        self.blocking = self._connect(redis, BLOCK_S + redis.connect_timeout_s)
+        self._scripts: dict[str, Any] = {}
+
+    @staticmethod
+    def _connect(redis: RedisSettings, timeout_s: float) -> Redis:
+        return Redis.from_url(
+            redis.url,
+            decode_responses=True,
+            protocol=2,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=redis.connect_timeout_s,
+            retry=Retry(NoBackoff(), 0),
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.client.aclose()
+        await self.blocking.aclose()
+
+    def key(self, *parts: str) -> str:
+        return ":".join((self.root, *parts))
+
+    async def run(self, name: str, *arguments: str | int | float) -> Any:
+        """Run `lua/<name>.lua`: KEYS[1] is the root, ARGV[1] the limits as JSON, then `arguments`."""
+        script = self._scripts.get(name)
+        if script is None:
+            script = self._scripts[name] = self.client.register_script(script_source(name))
+        async with self.guard(self._timeout_s):
+            return await script(keys=[self.root], args=[self._config, *arguments])
+
+    @asynccontextmanager
+    async def guard(self, timeout_s: float) -> AsyncIterator[None]:
+        """Raise RedisUnavailable for whatever says that Redis is down, full, loading or not the primary."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                yield
+        except (ConnectionError, TimeoutError, asyncio.TimeoutError, OSError) as error:
+            raise RedisUnavailable("The job queue does not answer.") from error
+        except (OutOfMemoryError, ReadOnlyError, NoScriptError) as error:
+            raise RedisUnavailable("The job queue takes no writes at the moment.") from error

@@ -1,0 +1,161 @@
+"""What workers do with the queue: claim jobs, keep their leases, end them or hand them back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from service.jobs.connection import BLOCK_S, Connection
+from service.jobs.record import Job, JobError, JobProgress, JobResult, State, Submission
+from service.jobs.snapshot import parse_job, parse_submission
+
+
+class Lease(StrEnum):
+    """What a worker's hold on a job is: good; good but the caller wants no result; gone."""
+
+    HELD = "held"
+    CANCEL = "cancel"
+    LOST = "lost"
+
+
+class LeaseLost(Exception):
+    """Another attempt has taken the job over, or it is final: this attempt may write nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A job that is this worker's, for as long as it renews the lease."""
+
+    job: Job
+    submission: Submission
+
+    @property
+    def redelivered(self) -> bool:
+        return self.job.attempt > 1
+
+
+class Consumer:
+    """One worker process in the queue's consumer group.
+
+    The attempt number fences every call: once another worker has taken a job over, the calls of
+    the one before change nothing. All methods raise RedisUnavailable.
+    """
+
+    def __init__(self, connection: Connection, name: str, lease_s: float) -> None:
+        self.name = name
+        self.lease_s = lease_s
+        self._connection = connection
+
+    async def claim(self) -> Claim | None:
+        """Return the next job, now running, or None when there is none.
+
+        First the jobs whose lease has run out, then the lanes by priority, every eighth time the
+        lowest first. Jobs that were canceled or have expired while they waited are dropped on the
+        way; one whose workers were lost `max_attempts` times ends as failed (`worker_lost`).
+        """
+        while True:
+            status, *rest = await self._connection.run("claim", self.name)
+            if status == "claimed":
+                return Claim(parse_job(rest[0]), parse_submission(rest[0]))
+            if status == "empty":
+                self._seen = dict(zip(rest[0::2], rest[1::2], strict=True))
+                return None
+
+    async def wait(self) -> None:
+        """Return when a lane has a new entry since the last empty `claim`, at the latest after a second.
+
+        Reads without claiming, so a worker that is stopped here holds nothing. Jobs that are handed
+        back or whose lease runs out wake nobody: the second is how late they may be seen.
+        """
+        async with self._connection.guard(BLOCK_S * 2 + 1):
+            await self._connection.blocking.xread(
+                dict(self._seen), count=1, block=round(BLOCK_S * 1000)
+            )
+
+    async def renew(self, claim: Claim) -> Lease:
+        """Start the lease anew, from now by Redis' clock. To be called every sixth of a lease."""
+        return Lease(
+            await self._connection.run("renew", claim.job.id, claim.job.attempt, self.name)
+        )
+
+    async def progress(self, claim: Claim, progress: JobProgress) -> Lease:
+        """Write the progress into the record and the events."""
+        return Lease(
+            await self._connection.run(
+                "progress", claim.job.id, claim.job.attempt, progress.model_dump_json()
+            )
+        )
+
+    async def succeed(self, claim: Claim, result: JobResult) -> Job:
+        """End the job with its result, which lies in storage already. Raises LeaseLost."""
+        return await self._finish(claim, State.SUCCEEDED, result=result)
+
+    async def fail(self, claim: Claim, error: JobError) -> Job:
+        """End the job with its error. Raises LeaseLost."""
+        return await self._finish(claim, State.FAILED, error=error)
+
+    async def cancel(self, claim: Claim) -> Job:
+        """End the job that was to be canceled. Raises LeaseLost."""
+        return await self._finish(claim, State.CANCELED)
+
+    async def _finish(
+        self,
+        claim: Claim,
+        state: State,
+        *,
+        error: JobError | None = None,
+        result: JobResult | None = None,
+    ) -> Job:
+        snapshot = await self._connection.run(
+            "finish",
+            claim.job.id,
+            claim.job.attempt,
+            state,
+            error.model_dump_json() if error else "",
+            result.model_dump_json(exclude={"document"}) if result else "",
+        )
+        return _held(claim, snapshot)
+
+    async def release(
+        self, claim: Claim, *, failure: JobError | None = None, delay_s: float = 0.0
+    ) -> Job:
+        """Hand the job back to the queue, to be claimed after `delay_s` (at most a lease). Raises LeaseLost.
+
+        With a `failure` the attempt counts as failed, and the last of `max_attempts` ends the job
+        with that error. Without one (a worker that shuts down) it does not count. A job that was
+        to be canceled is.
+        """
+        snapshot = await self._connection.run(
+            "release",
+            claim.job.id,
+            claim.job.attempt,
+            round(delay_s * 1000),
+            failure.model_dump_json() if failure else "",
+        )
+        return _held(claim, snapshot)
+
+    async def leave(self) -> None:
+        """Take this consumer out of the group, unless it still holds jobs."""
+        await self._connection.run("leave", self.name)
+
+    async def cancellations(self) -> AsyncIterator[str]:
+        """Yield the ids of running jobs as their cancellation is asked for.
+
+        Published once: what is missed here (a lost connection) the next `renew` tells.
+        """
+        pubsub = self._connection.blocking.pubsub(ignore_subscribe_messages=True)
+        async with pubsub:
+            async with self._connection.guard(BLOCK_S * 2 + 1):
+                await pubsub.subscribe(self._connection.key("cancel"))
+            while True:
+                async with self._connection.guard(BLOCK_S * 2 + 1):
+                    message = await pubsub.get_message(timeout=BLOCK_S)
+                if message is not None:
+                    yield message["data"]
+
+
+def _held(claim: Claim, snapshot: object) -> Job:
+    if not snapshot:
+        raise LeaseLost(f"Attempt {claim.job.attempt} of {claim.job.id} is not the job's any more.")
+    return parse_job(snapshot)  # type: ignore[arg-type]

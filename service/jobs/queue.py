@@ -1,0 +1,199 @@
+"""What clients of the queue do: hand jobs in, look at them, follow them, cancel them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Self
+
+import orjson
+
+from service.errors import (
+    IdempotencyConflict,
+    InvalidParameter,
+    JobNotFound,
+    TooManyRequests,
+)
+from service.jobs.connection import BLOCK_S, Connection
+from service.jobs.consumer import Consumer
+from service.jobs.record import (
+    JOB_ID,
+    Depth,
+    Event,
+    Job,
+    Lane,
+    Page,
+    State,
+    Submission,
+)
+from service.jobs.snapshot import parse_job
+from service.settings import JobSettings, RedisSettings
+
+QUEUE_FULL_RETRY_S = 10.0
+
+
+class Queue:
+    """The job queue. `async with Queue(settings.redis, settings.jobs) as queue`.
+
+    All methods raise RedisUnavailable (with `retry_after`) within `redis.connect_timeout_s` while
+    Redis is down, and work again, without being made anew, once it is back. Where a `tenant` is
+    given, the jobs of others do not exist (JobNotFound); None means the operator, who sees all.
+    """
+
+    def __init__(self, redis: RedisSettings, jobs: JobSettings) -> None:
+        self.connection = Connection(redis, jobs)
+        self._jobs = jobs
+
+    async def __aenter__(self) -> Self:
+        await self.connection.__aenter__()
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.connection.__aexit__(*exception)
+
+    def consumer(self, name: str) -> Consumer:
+        """Return the worker's side of the queue; `name` must be that of one process only."""
+        return Consumer(self.connection, name, self._jobs.lease_s)
+
+    async def ping(self) -> None:
+        """Return when Redis answers and takes writes; raise RedisUnavailable otherwise."""
+        await self.connection.run("ping")
+
+    async def submit(self, submission: Submission) -> Job:
+        """Store the job's record and put it into its lane, in one step, and return it.
+
+        A replay (same tenant, same idempotency key, same request hash) returns the job that the
+        key made: its id is then not `submission.id`, and the caller deletes the new upload.
+        Submitting the same `submission` again makes no second job.
+
+        Raises:
+            IdempotencyConflict: the key was used with another request hash.
+            TooManyRequests: `jobs.max_queued` jobs wait already.
+        """
+        status, *rest = await self.connection.run(
+            "submit",
+            submission.id,
+            submission.model_dump_json(),
+            submission.task,
+            submission.model or "",
+            submission.lane,
+            submission.tenant,
+            _digest(submission.idempotency_key),
+            submission.request_hash,
+        )
+        if status == "conflict":
+            raise IdempotencyConflict(
+                "This Idempotency-Key was used before with another request.", job=rest[0]
+            )
+        if status == "full":
+            raise TooManyRequests(
+                f"The queue holds {rest[0]} waiting jobs, its limit.",
+                code="queue_full",
+                retry_after=QUEUE_FULL_RETRY_S,
+                limit=self._jobs.max_queued,
+            )
+        return parse_job(rest[0])
+
+    async def get(self, job_id: str, tenant: str | None = None) -> Job:
+        """Return the job with its `queue_position`. Raises JobNotFound."""
+        return _found(job_id, await self.connection.run("get", _known(job_id), tenant or ""))
+
+    async def cancel(self, job_id: str, tenant: str | None = None) -> Job:
+        """Cancel the job and return it as it is then. Raises JobNotFound.
+
+        A queued job is `canceled` at once. A running one gets `cancel_requested`; its worker ends
+        it as `canceled`, unless it succeeds first. A job in a final state stays as it is.
+        """
+        return _found(job_id, await self.connection.run("cancel", _known(job_id), tenant or ""))
+
+    async def list(
+        self,
+        tenant: str,
+        *,
+        state: State | None = None,
+        task: str | None = None,
+        limit: int = 20,
+        cursor: str | None = None,
+    ) -> Page:
+        """Return the tenant's jobs, newest first, from behind `cursor` (of the page before).
+
+        A page may hold fewer than `limit` jobs, even none, and still have a cursor: filters look
+        at a bounded number of jobs a call. Raises InvalidParameter for a cursor that is none.
+        """
+        if cursor is not None and re.fullmatch(JOB_ID, cursor) is None:
+            raise InvalidParameter("The cursor is not one of this listing.", param="cursor")
+        following, *snapshots = await self.connection.run(
+            "list", tenant, cursor or "", state or "", task or "", limit
+        )
+        return Page(jobs=tuple(map(parse_job, snapshots)), cursor=following or None)
+
+    async def depth(self) -> Depth:
+        """Return how many jobs wait in each lane and how many run, for gauges and scalers."""
+        *waiting, running = await self.connection.run("depth")
+        return Depth(waiting=dict(zip(Lane, waiting, strict=True)), running=running)
+
+    async def events(
+        self, job_id: str, tenant: str | None = None, last_event_id: str | None = None
+    ) -> AsyncIterator[Event]:
+        """Return an iterator over the job's events after `last_event_id` (default: from the first kept).
+
+        It waits for new ones and ends after the event of the final state. About 200 events are
+        kept a job. Await this, then iterate: JobNotFound and InvalidParameter (an id that no
+        event has) come before the first event. While it iterates, RedisUnavailable may come.
+        """
+        if last_event_id is not None and re.fullmatch(r"\d{1,20}(-\d{1,20})?", last_event_id) is None:
+            raise InvalidParameter("Last-Event-ID is not an id of an event.", param="Last-Event-ID")
+        await self.get(job_id, tenant)
+        return self._follow(job_id, last_event_id or "0")
+
+    async def _follow(self, job_id: str, last: str) -> AsyncIterator[Event]:
+        stream = self.connection.key("events", job_id)
+        while True:
+            # Read before the look at the state: what is final then has no event after this read.
+            async with self.connection.guard(BLOCK_S * 2 + 1):
+                final = await self._is_final(job_id)
+                answer = await self.connection.blocking.xread(
+                    {stream: last}, count=100, block=None if final else round(BLOCK_S * 1000)
+                )
+            entries: Sequence[tuple[str, Mapping[str, str]]] = answer[0][1] if answer else ()
+            for last, fields in entries:
+                event = Event(id=last, kind=fields["kind"], data=orjson.loads(fields["data"]))
+                yield event
+                if event.kind == "state" and State(event.data["state"]).final:
+                    return
+            if final and not entries:
+                return
+
+    async def _is_final(self, job_id: str) -> bool:
+        state = await self.connection.client.hget(self.connection.key("job", job_id), "state")
+        return state is None or State(state).final
+
+    async def wait(self, job_id: str, tenant: str | None = None, *, timeout_s: float) -> Job:
+        """Return the job once it is final, or as it is after `timeout_s`. Raises JobNotFound."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                async for _ in await self.events(job_id, tenant):
+                    pass
+        return await self.get(job_id, tenant)
+
+
+def _digest(idempotency_key: str | None) -> str:
+    """Callers choose the key, so only its digest becomes part of a Redis key."""
+    if idempotency_key is None:
+        return ""
+    return hashlib.sha256(idempotency_key.encode()).hexdigest()
+
+
+def _known(job_id: str) -> str:
+    if re.fullmatch(JOB_ID, job_id) is None:
+        raise JobNotFound(f"No job {job_id[:64]!r}.")
+    return job_id
+
+
+def _found(job_id: str, snapshot: Any) -> Job:
+    if not snapshot:
+        raise JobNotFound(f"No job {job_id!r}, or it is gone.")
+    return parse_job(snapshot)
