@@ -13,13 +13,9 @@ import orjson
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import (
-    ConnectionError,
-    NoScriptError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    TimeoutError,
-)
+from redis.exceptions import ConnectionError as DisconnectedError
+from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError
+from redis.exceptions import TimeoutError as SlowError
 
 from service.errors import RedisUnavailable
 from service.settings import JobSettings, RedisSettings
@@ -97,7 +93,7 @@ class Connection:
         try:
             async with asyncio.timeout(timeout_s):
                 yield
-        except (ConnectionError, TimeoutError, asyncio.TimeoutError, OSError) as error:
+        except (DisconnectedError, OSError, SlowError) as error:
             raise RedisUnavailable("The job queue does not answer.") from error
         except (OutOfMemoryError, ReadOnlyError, NoScriptError) as error:
             raise RedisUnavailable("The job queue takes no writes at the moment.") from error

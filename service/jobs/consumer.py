@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from service.jobs.connection import BLOCK_S, Connection
-from service.jobs.record import Job, JobError, JobProgress, JobResult, State, Submission
+from service.jobs.record import Job, JobError, JobProgress, JobResult, Lane, State, Submission
 from service.jobs.snapshot import parse_job, parse_submission
 
 
@@ -46,6 +46,7 @@ class Consumer:
         self.name = name
         self.lease_s = lease_s
         self._connection = connection
+        self._seen = {connection.key("lane", lane): "0" for lane in Lane}
 
     async def claim(self) -> Claim | None:
         """Return the next job, now running, or None when there is none.
@@ -59,7 +60,8 @@ class Consumer:
             if status == "claimed":
                 return Claim(parse_job(rest[0]), parse_submission(rest[0]))
             if status == "empty":
-                self._seen = dict(zip(rest[0::2], rest[1::2], strict=True))
+                streams, ids = rest[0][::2], rest[0][1::2]
+                self._seen = dict(zip(streams, ids, strict=True))
                 return None
 
     async def wait(self) -> None:
@@ -70,7 +72,7 @@ class Consumer:
         """
         async with self._connection.guard(BLOCK_S * 2 + 1):
             await self._connection.blocking.xread(
-                dict(self._seen), count=1, block=round(BLOCK_S * 1000)
+                {**self._seen}, count=1, block=round(BLOCK_S * 1000)
             )
 
     async def renew(self, claim: Claim) -> Lease:

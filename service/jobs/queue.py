@@ -144,7 +144,10 @@ class Queue:
         kept a job. Await this, then iterate: JobNotFound and InvalidParameter (an id that no
         event has) come before the first event. While it iterates, RedisUnavailable may come.
         """
-        if last_event_id is not None and re.fullmatch(r"\d{1,20}(-\d{1,20})?", last_event_id) is None:
+        if (
+            last_event_id is not None
+            and re.fullmatch(r"\d{1,20}(-\d{1,20})?", last_event_id) is None
+        ):
             raise InvalidParameter("Last-Event-ID is not an id of an event.", param="Last-Event-ID")
         await self.get(job_id, tenant)
         return self._follow(job_id, last_event_id or "0")
@@ -152,10 +155,10 @@ class Queue:
     async def _follow(self, job_id: str, last: str) -> AsyncIterator[Event]:
         stream = self.connection.key("events", job_id)
         while True:
-            # Read before the look at the state: what is final then has no event after this read.
+            # Look at the state before the read: of a job that is final now, no event comes later.
             async with self.connection.guard(BLOCK_S * 2 + 1):
                 final = await self._is_final(job_id)
-                answer = await self.connection.blocking.xread(
+                answer: Any = await self.connection.blocking.xread(
                     {stream: last}, count=100, block=None if final else round(BLOCK_S * 1000)
                 )
             entries: Sequence[tuple[str, Mapping[str, str]]] = answer[0][1] if answer else ()
@@ -168,7 +171,7 @@ class Queue:
                 return
 
     async def _is_final(self, job_id: str) -> bool:
-        state = await self.connection.client.hget(self.connection.key("job", job_id), "state")
+        state: Any = await self.connection.client.hget(self.connection.key("job", job_id), "state")
         return state is None or State(state).final
 
     async def wait(self, job_id: str, tenant: str | None = None, *, timeout_s: float) -> Job:

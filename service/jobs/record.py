@@ -9,7 +9,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-
 JOB_ID = r"job_[0-9a-hjkmnp-tv-z]{26}"
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 

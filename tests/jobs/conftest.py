@@ -1,0 +1,58 @@
+"""A real Redis for the queue's tests; each test has a queue of its own name in it."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from service.jobs.queue import Queue
+from service.jobs.record import Submission
+from service.settings import JobSettings, RedisSettings
+from tests.jobs.redis_server import RedisServer
+
+LEASE_S = 0.3
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def redis_settings(redis_server: RedisServer) -> RedisSettings:
+    return RedisSettings(url=redis_server.url, queue=f"test-{secrets.token_hex(6)}")
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server that the test may kill."""
+    server = RedisServer(tmp_path)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+async def queue(redis_settings: RedisSettings) -> AsyncIterator[Queue]:
+    async with Queue(redis_settings, JobSettings(lease_s=LEASE_S)) as queue:
+        yield queue
+
+
+def submission(task: str = "sleep", **fields: object) -> Submission:
+    return Submission.model_validate({"task": task, "model": None, "parameters": {}, **fields})
+
+
+async def eventually(holds: Callable[[], Awaitable[bool]], within_s: float = 20.0) -> None:
+    """Return once `holds` does; fail if it does not within `within_s`."""
+    for _ in range(round(within_s / 0.02)):
+        if await holds():
+            return
+        await asyncio.sleep(0.02)
+    pytest.fail(f"{holds.__name__} did not come true in {within_s} s.")
