@@ -14,12 +14,22 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from service.errors import BadInput, PayloadTooLarge, UnsupportedMedia
+from service.media.sniff import HEAD_BYTES, sniff
 from service.triton.cards import ImageInput
 
 # The service's own limit, checked on the header, replaces Pillow's process-wide one.
 Image.MAX_IMAGE_PIXELS = None
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+# Pillow's names of the formats that are taken.
+FORMATS = {
+    "image/jpeg": "JPEG",
+    "image/png": "PNG",
+    "image/webp": "WEBP",
+    "image/gif": "GIF",
+    "image/bmp": "BMP",
+    "image/tiff": "TIFF",
+    "image/avif": "AVIF",
+}
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -45,35 +55,13 @@ _TURNS = {
 _LONGEST_RESIZED = 32
 
 
-def sniff(data: bytes) -> str | None:
-    """Return Pillow's name of the format that the first bytes announce, or None."""
-    head = data[:32]
-    if head.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        return "GIF"
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WEBP"
-    if head.startswith(b"BM"):
-        return "BMP"
-    if head.startswith((b"II*\0", b"MM\0*")):
-        return "TIFF"
-    if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"):
-        return "AVIF"
-    return None
-
-
 def decode_image(data: bytes, max_pixels: int) -> Image.Image:
     """Return the picture in `data`, upright, in mode RGB.
 
     Raises UnsupportedMedia (`unsupported_media`: no picture, or a format not taken), BadInput
     (`corrupt_image`: truncated or broken), PayloadTooLarge (`too_many_pixels`).
     """
-    name = sniff(data)
-    if name is None:
-        raise UnsupportedMedia(f"the upload is no picture of a known format ({', '.join(FORMATS)})")
+    name = _format(data)
     try:
         image: Image.Image = Image.open(BytesIO(data), formats=(name,))
         _check_size(image.size, max_pixels)
@@ -151,6 +139,16 @@ def _resized_and_cropped(
     whole = Image.new(image.mode, crop)
     whole.paste(part, (inner[0] - left, inner[1] - top))
     return whole
+
+
+def _format(data: bytes) -> str:
+    known = sniff(data[:HEAD_BYTES])
+    if known is None or known[1] not in FORMATS:
+        found = f"is {known[1]}" if known else "is no picture"
+        raise UnsupportedMedia(
+            f"the upload {found}; pictures are taken as {', '.join(FORMATS.values())}"
+        )
+    return FORMATS[known[1]]
 
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
