@@ -1,0 +1,171 @@
+"""Put, read and delete objects through `obstore`, with the errors of the service."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import LocalStore, S3Store
+
+from service.errors import NotFound, StorageFull, StorageUnavailable
+from service.settings import StorageSettings
+
+CHUNK_BYTES = 1024 * 1024
+_KEY = re.compile(r"(uploads|results)(/[A-Za-z0-9][A-Za-z0-9_.-]{0,127}){1,5}")
+# EFBIG, ENOSPC and EDQUOT as the local store words them; the codes of S3 servers with quotas.
+_FULL = re.compile(r"os error (27|28|122)\)|QuotaExceeded|XMinioStorageFull|InsufficientStorage")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """An object of a listing; `modified` in Unix seconds by the storage's clock."""
+
+    key: str
+    bytes: int
+    modified: float
+
+
+class Storage:
+    """Objects by key. `url` is `file:///directory` or `s3://bucket/prefix` (credentials: `AWS_*`).
+
+    All methods raise StorageUnavailable when the storage does not answer or refuses, and
+    ValueError for a key that the service would not make.
+    """
+
+    def __init__(self, url: str, settings: StorageSettings) -> None:
+        self._settings = settings
+        self._directory: Path | None = None
+        self._store: Any
+        parts = urlsplit(url)
+        if parts.scheme == "file":
+            self._directory = Path(unquote(parts.path))
+            with _mapped("The storage's directory cannot be made."):
+                self._directory.mkdir(parents=True, exist_ok=True)
+                self._store = LocalStore(self._directory, automatic_cleanup=True)
+        elif parts.scheme == "s3":
+            config: Any = {"endpoint": settings.endpoint} if settings.endpoint else {}
+            self._store = S3Store(
+                parts.netloc,
+                prefix=parts.path.strip("/") or None,
+                client_options={
+                    "allow_http": (settings.endpoint or "").startswith("http://"),
+                    "connect_timeout": timedelta(seconds=2),
+                    "timeout": timedelta(seconds=60),
+                },
+                retry_config={"max_retries": 2, "retry_timeout": timedelta(seconds=5)},
+                config=config,
+            )
+        else:
+            raise ValueError(f"storage.url: {parts.scheme!r} is not one of file, s3.")
+
+    async def put(self, key: str, data: bytes | Path, content_type: str) -> None:
+        """Store bytes, or a file's, under `key`: whole, or not at all. Raises StorageFull.
+
+        A directory must keep `min_free_bytes` free. Directories store no content types; the job's
+        record has them.
+        """
+        _check(key)
+        attributes = None if self._directory else {"Content-Type": content_type}
+        with _mapped("The storage takes no writes."):
+            if self._directory is not None:
+                await asyncio.to_thread(self._refuse_when_full, self._directory, data)
+            await obstore.put_async(self._store, key, data, attributes=attributes)
+
+    def _refuse_when_full(self, directory: Path, data: bytes | Path) -> None:
+        size = len(data) if isinstance(data, bytes) else data.stat().st_size
+        disk = os.statvfs(directory)
+        free = disk.f_bavail * disk.f_frsize
+        if free - size < self._settings.min_free_bytes:
+            raise StorageFull(
+                f"The storage has {free} bytes free, would take {size} and "
+                f"must keep {self._settings.min_free_bytes}."
+            )
+
+    async def get(self, key: str) -> bytes:
+        """Return the object whole. Raises NotFound."""
+        _check(key)
+        with _mapped("The storage cannot be read."):
+            result = await obstore.get_async(self._store, key)
+            return bytes(await result.bytes_async())
+
+    async def stream(
+        self, key: str, start: int = 0, end: int | None = None
+    ) -> AsyncIterator[bytes]:
+        """Return an iterator over the bytes [start, end) in pieces of about a MiB. Raises NotFound.
+
+        Await this, then iterate: NotFound comes before the first piece. The range must lie within
+        the object's `size`.
+        """
+        _check(key)
+        span: Any = {"offset": start} if end is None else (start, end)
+        with _mapped("The storage cannot be read."):
+            result = await obstore.get_async(self._store, key, options={"range": span})
+        return self._pieces(result)
+
+    @staticmethod
+    async def _pieces(result: Any) -> AsyncIterator[bytes]:
+        with _mapped("The storage cannot be read."):
+            async for piece in result.stream(min_chunk_size=CHUNK_BYTES):
+                yield bytes(piece)
+
+    async def size(self, key: str) -> int:
+        """Return the object's bytes. Raises NotFound."""
+        _check(key)
+        with _mapped("The storage cannot be read."):
+            meta = await obstore.head_async(self._store, key)
+            return int(meta["size"])
+
+    async def delete(self, key: str) -> None:
+        """Delete the object if there is one."""
+        _check(key)
+        await self._delete([key])
+
+    async def delete_prefix(self, prefix: str) -> None:
+        """Delete all objects below `prefix/`."""
+        _check(prefix)
+        await self._delete([found.key async for found in self.objects(prefix)])
+
+    async def objects(self, prefix: str) -> AsyncIterator[StoredObject]:
+        """Yield the objects below `prefix/`."""
+        with _mapped("The storage cannot be listed."):
+            async for page in obstore.list(self._store, prefix):
+                for meta in page:
+                    modified = meta["last_modified"].timestamp()
+                    yield StoredObject(meta["path"], int(meta["size"]), modified)
+
+    async def _delete(self, keys: list[str]) -> None:
+        with _mapped("The storage takes no deletions."):
+            for key in keys:
+                try:
+                    await obstore.delete_async(self._store, key)
+                except FileNotFoundError:
+                    continue
+
+
+def _check(key: str) -> None:
+    if _KEY.fullmatch(key) is None or ".." in key:
+        raise ValueError(f"{key!r} is no storage key.")
+
+
+@contextmanager
+def _mapped(message: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NotFound("The stored file is gone.", code="file_not_found") from error
+    except (BaseError, OSError) as error:
+        if _FULL.search(str(error)) or (
+            isinstance(error, OSError) and error.errno in (27, 28, 122)
+        ):
+            raise StorageFull("The storage has no room.") from error
+        raise StorageUnavailable(message) from error
