@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from service.jobs.connection import BLOCK_S, Connection
 from service.jobs.record import Job, JobError, JobProgress, JobResult, Lane, State, Submission
@@ -46,7 +47,7 @@ class Consumer:
         self.name = name
         self.lease_s = lease_s
         self._connection = connection
-        self._seen = {connection.key("lane", lane): "0" for lane in Lane}
+        self._seen: dict[Any, Any] = {connection.key("lane", lane): "0" for lane in Lane}
 
     async def claim(self) -> Claim | None:
         """Return the next job, now running, or None when there is none.
@@ -71,9 +72,7 @@ class Consumer:
         back or whose lease runs out wake nobody: the second is how late they may be seen.
         """
         async with self._connection.guard(BLOCK_S * 2 + 1):
-            await self._connection.blocking.xread(
-                {**self._seen}, count=1, block=round(BLOCK_S * 1000)
-            )
+            await self._connection.blocking.xread(self._seen, count=1, block=round(BLOCK_S * 1000))
 
     async def renew(self, claim: Claim) -> Lease:
         """Start the lease anew, from now by Redis' clock. To be called every sixth of a lease."""

@@ -1,0 +1,145 @@
+"""Jobs: look at them, follow them, fetch what they gave, cancel them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Path, Query, Request, Response
+from sse_starlette import EventSourceResponse, ServerSentEvent
+
+from service.deps import TENANT, Gateway, GatewayDep
+from service.errors import NotFound, RedisUnavailable
+from service.http.openapi import problems
+from service.http.preferences import wants
+from service.jobs.record import Event, Job, State
+from service.jobs.responses import (
+    job_response,
+    media_response,
+    result_response,
+    succeeded,
+)
+from service.jobs.schemas import JobList, JobView, ResultView
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+JobId = Annotated[str, Path(description="The job's id, as `job_01j…`.", max_length=64)]
+
+_PING_S = 15
+_RETRY_MS = 2000
+_MEDIUM = {"content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}}
+
+
+@router.get("", response_model=JobList, responses=problems(422, 503))
+async def list_jobs(
+    gateway: GatewayDep,
+    state: Annotated[State | None, Query(description="Only jobs in this state.")] = None,
+    task: Annotated[str | None, Query(description="Only jobs of this task.", max_length=64)] = None,
+    after: Annotated[str | None, Query(description="`next` of the page before.")] = None,
+    limit: Annotated[int, Query(ge=1, le=100, description="Jobs a page.")] = 20,
+) -> JobList:
+    """List jobs, newest first."""
+    page = await gateway.queue.list(TENANT, state=state, task=task, limit=limit, cursor=after)
+    return JobList(
+        data=[JobView.of(job) for job in page.jobs],
+        has_more=page.cursor is not None,
+        next=page.cursor,
+    )
+
+
+@router.get("/{job_id}", response_model=JobView, responses=problems(404, 503))
+async def get_job(gateway: GatewayDep, job_id: JobId) -> Response:
+    """Get one job, with its result's document once it succeeded."""
+    return await job_response(gateway, await gateway.queue.get(job_id, TENANT))
+
+
+@router.delete(
+    "/{job_id}",
+    response_model=JobView,
+    responses={202: {"model": JobView, "description": "Running; its worker stops soon."}}
+    | problems(404, 503),
+)
+async def cancel_job(gateway: GatewayDep, job_id: JobId) -> Response:
+    """Cancel a job. A job that has ended stays as it is; asking twice is no error."""
+    job = await gateway.queue.cancel(job_id, TENANT)
+    return await job_response(gateway, job, 200 if job.state.final else 202)
+
+
+@router.get(
+    "/{job_id}/events",
+    response_class=EventSourceResponse,
+    responses={
+        200: {
+            "description": "Events `state` and `progress`; the last is that of a final state.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        }
+    }
+    | problems(404, 422, 503),
+)
+async def follow_job(
+    gateway: GatewayDep,
+    job_id: JobId,
+    last_event_id: Annotated[str | None, Header(description="Resume behind this event.")] = None,
+) -> EventSourceResponse:
+    """Follow a job by server-sent events, from its first event or from `Last-Event-ID`."""
+    events = await gateway.queue.events(job_id, TENANT, last_event_id)
+    return EventSourceResponse(_stream(gateway, events), ping=_PING_S, sep="\n")
+
+
+@router.get(
+    "/{job_id}/result",
+    response_model=ResultView,
+    responses={200: {"description": "The medium itself, or the document."} | _MEDIUM}
+    | problems(404, 409, 503),
+)
+async def get_result(request: Request, gateway: GatewayDep, job_id: JobId) -> Response:
+    """Get the result: the medium itself where there is exactly one, else (or where `Accept` names
+    JSON) the document and links to the media."""
+    job, result = succeeded(await gateway.queue.get(job_id, TENANT))
+    if len(result.files) == 1 and not wants(request, "application/json"):
+        return await media_response(request, gateway, job, result.files[0])
+    return await result_response(gateway, job)
+
+
+@router.get(
+    "/{job_id}/result/{name}",
+    response_class=Response,
+    responses={200: {"description": "The medium."} | _MEDIUM} | problems(404, 409, 503),
+)
+async def get_result_file(
+    request: Request, gateway: GatewayDep, job_id: JobId, name: str
+) -> Response:
+    """Get one medium of a result; byte ranges are served."""
+    job, result = succeeded(await gateway.queue.get(job_id, TENANT))
+    for file in result.files:
+        if file.name == name:
+            return await media_response(request, gateway, job, file)
+    raise NotFound(f"The job {job_id} has no file {name!r}.", code="file_not_found")
+
+
+async def _stream(gateway: Gateway, events: AsyncIterator[Event]) -> AsyncIterator[ServerSentEvent]:
+    """Yield the events until the last one, or until the gateway drains: the client then resumes."""
+    draining = asyncio.ensure_future(gateway.draining.wait())
+    try:
+        while True:
+            following = asyncio.ensure_future(_next(events))
+            try:
+                await asyncio.wait({following, draining}, return_when=asyncio.FIRST_COMPLETED)
+                event = following.result() if following.done() else None
+            finally:
+                following.cancel()
+                await asyncio.gather(following, return_exceptions=True)
+            if event is None:
+                return
+            yield ServerSentEvent(
+                id=event.id, event=event.kind, data=event.model_dump_json(), retry=_RETRY_MS
+            )
+    except RedisUnavailable:
+        return  # the stream just ends, which every client answers by resuming
+    finally:
+        draining.cancel()
+
+
+async def _next(events: AsyncIterator[Event]) -> Event | None:
+    return await anext(events, None)
