@@ -69,7 +69,7 @@ class DiTConfig:
 
 def linspace(start: float, stop: float, count: int) -> tuple[float, ...]:
     """Return `count` evenly spaced multipliers from `start` to `stop`, both included."""
-    return tuple(torch.linspace(start, stop, count, dtype=torch.float64).tolist())
+    return tuple(start + (stop - start) * i / (count - 1) for i in range(count))
 
 
 def published(name: str, **changes: Any) -> DiTConfig:
@@ -254,7 +254,8 @@ class ExpertChoice(nn.Module):
         self.w1 = nn.Parameter(torch.empty(experts, dim, width))
         self.w2 = nn.Parameter(torch.empty(experts, width, dim))
         self.gate = nn.Linear(dim, experts, bias=False)
-        self.initialize(0.02)
+        nn.init.normal_(self.w1, std=0.02)
+        nn.init.normal_(self.w2, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, dim = x.shape
@@ -408,7 +409,6 @@ class DiT(nn.Module):
             "mask_token", torch.zeros(1, 1, config.patch_size**2 * config.in_channels)
         )
         self.final_layer = FinalLayer(config)
-        self.initialize()
 
     def _has_experts(self, index: int) -> bool:
         return (index + 1) % self.config.experts_every_n == 0

@@ -8,7 +8,7 @@ from torch import Tensor
 from models.generation.edm import Preconditioning
 from models.generation.micro_dit import Conditioning, DiT
 
-# Standard deviation of the scaled latents (the paper's code; EDM's own value for pixels is 0.5).
+# Standard deviation of the scaled latents (the authors' code; EDM's own value for pixels is 0.5).
 SIGMA_DATA = 0.9
 
 
@@ -27,17 +27,25 @@ class GuidedDenoiser:
         sigma_data: float = SIGMA_DATA,
     ) -> None:
         self.network = network
-        self.scales = Preconditioning(sigma_data)
-        self.guidance = guidance
-        self.guided = (guidance > 1).nonzero().flatten()
         self.conditioning = conditioning
+        self.guidance = guidance
+        self.scales = Preconditioning(sigma_data)
+        self.guided = (guidance > 1).nonzero().flatten()
+        self.branches = conditioning
         if len(self.guided):
-            config = network.config
-            empty = conditioning.tokens.new_zeros(
-                1, conditioning.tokens.shape[1], config.caption_channels
-            )
-            unconditional = network.condition(empty)
-            self.conditioning = conditioning + unconditional[torch.zeros_like(self.guided)]
+            length = conditioning.tokens.shape[1]
+            empty = guidance.new_zeros(1, length, network.config.caption_channels)
+            nothing = network.condition(empty)
+            self.branches = conditioning + nothing[torch.zeros_like(self.guided)]
+
+    def subset(self, chosen: Tensor) -> GuidedDenoiser:
+        """Return the denoiser of some of the samples, given by a mask or by indices."""
+        return GuidedDenoiser(
+            self.network,
+            self.conditioning[chosen],
+            self.guidance[chosen],
+            self.scales.sigma_data,
+        )
 
     def __call__(self, state: Tensor, sigma: float) -> Tensor:
         """Return the denoised float64 state [B, C, S, S]; the network works in float32."""
@@ -45,13 +53,11 @@ class GuidedDenoiser:
         noisy = state.float()
         scaled = noisy * self.scales.input(level)
         rows = torch.cat([scaled, scaled[self.guided]])
-        output = self.network(
-            rows, self.scales.noise_level(level).expand(len(rows)), self.conditioning
-        ).float()
-        conditional, unconditional = output[: len(state)], output[len(state) :]
+        noise_level = self.scales.noise_level(level).expand(len(rows))
+        output = self.network(rows, noise_level, self.branches).float()
+        estimate, nothing = output[: len(state)], output[len(state) :]
         if len(self.guided):
             strength = self.guidance[self.guided].view(-1, 1, 1, 1)
-            mixed = unconditional + strength * (conditional[self.guided] - unconditional)
-            conditional = conditional.index_copy(0, self.guided, mixed)
-        denoised = self.scales.skip(level) * noisy + self.scales.output(level) * conditional
-        return denoised.double()
+            mixed = nothing + strength * (estimate[self.guided] - nothing)
+            estimate = estimate.index_copy(0, self.guided, mixed)
+        return (self.scales.skip(level) * noisy + self.scales.output(level) * estimate).double()
