@@ -191,11 +191,7 @@ class TritonClient:
 
     async def load(self, model: str) -> None:
         """Load `model` and wait for it. Raises TritonUnavailable if it takes too long or fails."""
-        loading = self._loading.get(model)
-        if loading is None:
-            loading = asyncio.ensure_future(self._load(model))
-            self._loading[model] = loading
-            loading.add_done_callback(lambda _: self._loading.pop(model, None))
+        loading = self._start_loading(model)
         try:
             await asyncio.wait_for(asyncio.shield(loading), self._settings.load_timeout_s)
         except TimeoutError:
@@ -203,20 +199,36 @@ class TritonClient:
                 f"model {model!r} is still being loaded", code="model_loading", retry_after=5.0
             ) from None
 
+    def _start_loading(self, model: str) -> asyncio.Task[None]:
+        """Start to load `model`, unless that is under way, and return the task that does it."""
+        loading = self._loading.get(model)
+        if loading is None:
+            loading = asyncio.ensure_future(self._load(model))
+            self._loading[model] = loading
+            loading.add_done_callback(lambda task: self._loaded(model, task))
+        return loading
+
+    def _loaded(self, model: str, task: asyncio.Task[None]) -> None:
+        self._loading.pop(model, None)
+        if not task.cancelled():
+            task.exception()  # whoever waits gets it; nobody need wait
+
     async def _load(self, model: str) -> None:
         message = pb.RepositoryModelLoadRequest(model_name=model)
         try:
             await self._stub.RepositoryModelLoad(message, timeout=600.0)
         except grpc.aio.AioRpcError as error:
             if _is_down(error):
-                raise self._down(model, error) from None
+                raise self._down(model) from None
+            await self._refresh()
+            if model not in self._snapshot:
+                raise ModelNotFound(f"unknown model {model!r}", param="model") from None
             raise TritonUnavailable(
                 f"model {model!r} cannot be loaded: {error.details()}",
                 code="model_load_failed",
                 retry_after=30.0,
             ) from None
-        finally:
-            await self._refresh()
+        await self._refresh()
 
     async def unload(self, model: str) -> None:
         """Unload `model`; running requests finish first. Raises TritonUnavailable."""
@@ -290,7 +302,7 @@ class TritonClient:
     def _translated(self, model: str, error: grpc.aio.AioRpcError) -> VitrineError:
         details = error.details() or ""
         if _is_down(error):
-            return self._down(model, error)
+            return self._down(model)
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlineExceeded(f"model {model!r} did not answer in time", retry_after=2.0)
         if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
@@ -301,16 +313,16 @@ class TritonClient:
         """Sort an error text of Triton: streams carry no status codes."""
         if details.startswith("InvalidInput: "):
             return BadInput(details.removeprefix("InvalidInput: "), code="invalid_input")
-        # The Python process behind a model died; Triton starts another for the next request.
-        if "unhealthy" in details or "Stub process" in details or "is not ready" in details:
-            self._taken_at = float("-inf")
+        # The Python process behind a model died. Triton leaves it so until the model is loaded anew.
+        if "Stub process" in details or "is not healthy" in details:
+            self._start_loading(model)
             return TritonUnavailable(f"model {model!r} is restarting", code="model_restarting")
-        if "unknown model" in details or "is not found" in details or "no available" in details:
+        if "unknown model" in details or "is not ready" in details or "is not found" in details:
             self._taken_at = float("-inf")
             return TritonUnavailable(f"model {model!r} is not loaded", code="model_not_loaded")
         return ModelFailed(f"model {model!r} failed: {details}")
 
-    def _down(self, model: str, error: grpc.aio.AioRpcError) -> TritonUnavailable:
+    def _down(self, model: str) -> TritonUnavailable:
         self._taken_at = float("-inf")
         about = f" (model {model!r})" if model else ""
         return TritonUnavailable(f"the inference server does not answer{about}")

@@ -1,0 +1,48 @@
+"""A real Triton for tests: started on free ports over a repository, stopped at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+
+from service.settings import TritonSettings
+from service.supervisor import embedded
+from service.supervisor.process import Process
+from service.triton.grpc import TritonClient
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+@contextlib.asynccontextmanager
+async def triton(repository: Path, load: Iterable[str] = ()) -> AsyncIterator[TritonClient]:
+    """Serve `repository` and yield a client of it, once Triton is ready."""
+    backends = repository.parent / "backends"
+    embedded.write_backends(backends)
+    grpc_port, http_port, metrics_port = free_ports(3)
+    ports = embedded.TritonPorts(grpc_port, http_port, metrics_port)
+    log = repository.parent / "triton.log"
+    process = await Process.start(
+        embedded.triton_command(repository, backends, ports, load),
+        embedded.triton_environment(),
+        log,
+    )
+    try:
+        async with TritonClient(TritonSettings(url=f"127.0.0.1:{grpc_port}")) as client:
+            async with asyncio.timeout(60):
+                while not await client.ready():
+                    if process.status is not None:
+                        raise RuntimeError(log.read_text()[-4000:])
+                    await asyncio.sleep(0.1)
+            yield client
+    finally:
+        await process.stop(15)
+        embedded.remove_shared_memory(repository)
