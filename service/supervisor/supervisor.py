@@ -64,7 +64,7 @@ class Member:
         self.process: Process | None = None
         self._observer = observer
         self._backoff = backoff
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -73,22 +73,20 @@ class Member:
 
     async def stop(self) -> None:
         """Stop the part for good, within its grace period."""
-        self._stopping = True
+        self._stopping.set()
         if self.process is not None:
             await self.process.stop(self.part.grace_s)
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await self._task
 
     def kill(self) -> None:
         """Kill the part now; `stop` then returns at once."""
-        self._stopping = True
+        self._stopping.set()
         if self.process is not None:
             self.process.kill()
 
     async def _keep_running(self) -> None:
-        while not self._stopping:
+        while not self._stopping.is_set():
             began = time.monotonic()
             try:
                 self.process = await Process.start(
@@ -103,16 +101,19 @@ class Member:
             else:
                 if self.exits:
                     self._observer(self.part.name, f"started again (pid {self.process.pid})")
+                if self._stopping.is_set():  # asked while it was being started
+                    await self.process.stop(self.part.grace_s)
                 self.last_status = await self._accompany(self.process)
                 reason = f"ended ({describe(self.last_status)})"
             if self.part.after_end is not None:
                 self.part.after_end()
-            if self._stopping:
+            if self._stopping.is_set():
                 return
             self.exits += 1
             delay = self._backoff.after(time.monotonic() - began)
             self._observer(self.part.name, f"{reason}; starting it again in {delay:g} s")
-            await asyncio.sleep(delay)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), delay)
 
     async def _accompany(self, process: Process) -> int:
         if self.part.after_start is None:

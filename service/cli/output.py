@@ -1,0 +1,31 @@
+"""How every command speaks: results on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+import typer
+from rich.console import Console
+
+console = Console(highlight=False, soft_wrap=False)
+messages = Console(stderr=True, highlight=False)
+
+
+def print_json(document: Any) -> None:
+    """Print a document for programs: indented JSON, nothing else on standard output."""
+    typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def fail(message: str, details: str = "", status: int = 1) -> NoReturn:
+    """End the command with one clear line (and `details` below it)."""
+    messages.print(f"[bold red]error:[/] {_escaped(message)}", soft_wrap=True)
+    if details:
+        messages.print(details, style="dim", markup=False, soft_wrap=True)
+    raise typer.Exit(status)
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

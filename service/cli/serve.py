@@ -1,0 +1,114 @@
+"""Running the service in the foreground: start, wait for a signal, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from service.cli.output import console, fail, messages
+from service.cli.start_view import models_table, ready_panel, view
+from service.settings import RedisSettings, Settings, TritonSettings
+from service.supervisor import ports
+from service.supervisor.directory import DataDirectory
+from service.supervisor.errors import StartError
+from service.supervisor.stack import Options, Stack, chosen_models
+
+_DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+def serve(
+    port: int | None,
+    host: str | None,
+    data_dir: Path | None,
+    models: Sequence[str],
+    device: Literal["auto", "cpu", "cuda"],
+    timeout_s: float,
+) -> None:
+    """Run the service until it is told to stop; None means what the settings say."""
+    settings = Settings()
+    directory = DataDirectory(data_dir or settings.data_dir)
+    try:
+        bound = host or settings.host
+        chosen = ports.claim(bound, settings.port if port is None else port)
+        directory.acquire()
+        options = Options(
+            host=bound,
+            port=chosen,
+            models=chosen_models(models),
+            device=device,
+            triton_url=_configured(settings.triton),
+            redis_url=_configured(settings.redis),
+            timeout_s=timeout_s,
+        )
+        stack = Stack(directory, options, settings, _notify)
+        asyncio.run(_serve(stack))
+    except StartError as error:
+        fail(str(error), error.log)
+    finally:
+        directory.release()
+
+
+def _configured(group: TritonSettings | RedisSettings) -> str | None:
+    """Return the URL of a server if the user named one."""
+    return group.url if "url" in group.model_fields_set else None
+
+
+def _notify(part: str, event: str) -> None:
+    moment = time.strftime("%H:%M:%S")
+    messages.print(f"{moment}  {part}: {event}", style="yellow", markup=False)
+
+
+async def _serve(stack: Stack) -> None:
+    asked = asyncio.Event()
+
+    def ask() -> None:
+        if asked.is_set():
+            messages.print("Forced: ending everything now.", style="red")
+            stack.kill()
+        asked.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, ask)
+    began = time.monotonic()
+    screen = view(console)
+    starting = asyncio.create_task(stack.start(screen.show))
+    stopping = asyncio.create_task(asked.wait())
+    try:
+        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+        screen.close()
+        if starting.done():
+            starting.result()
+            _announce(stack, time.monotonic() - began)
+            await stopping
+        console.print("Stopping; Ctrl-C again to end everything at once.", style="dim")
+    finally:
+        screen.close()
+        starting.cancel()
+        with contextlib.suppress(asyncio.CancelledError, StartError):
+            await starting
+        await stack.stop()
+        stopping.cancel()
+    console.print("Stopped.", style="dim")
+
+
+def _announce(stack: Stack, seconds: float) -> None:
+    rows = stack.progress.models
+    url = stack.addresses.url
+    if console.is_terminal:
+        console.print(models_table(rows), "")
+    for row in rows:
+        if row.state == "failed":
+            messages.print(f"{row.id} could not be loaded: {row.reason}", style="red", markup=False)
+    found = stack.directory.path == Settings().data_dir.expanduser().absolute()
+    export = "" if found or url == _DEFAULT_URL else f"export VITRINE_URL={url}"
+    panel = ready_panel(url, seconds, rows, str(stack.directory.logs), export)
+    if console.is_terminal:
+        console.print(panel)
+    else:
+        console.print(f"Vitrine is ready after {seconds:.1f} s at {url}", soft_wrap=True)
