@@ -114,7 +114,7 @@ class Consumer:
             claim.job.attempt,
             state,
             error.model_dump_json() if error else "",
-            result.model_dump_json(exclude={"document"}) if result else "",
+            result.model_dump_json() if result else "",
         )
         return _held(claim, snapshot)
 

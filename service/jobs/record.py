@@ -75,14 +75,10 @@ class ResultFile(_Model):
 
 
 class JobResult(_Model):
-    """Where a result lies in object storage: `<prefix>/document.json`, `<prefix>/files/<name>`.
-
-    Redis keeps no documents: `document` is None until `service.jobs.results.ResultStore` reads it.
-    """
+    """Where a result lies in object storage: `<prefix>/document.json`, `<prefix>/files/<name>`."""
 
     prefix: str
     files: tuple[ResultFile, ...] = ()
-    document: dict[str, Any] | None = None
 
 
 class Job(_Model):

@@ -18,7 +18,7 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore, S3Store
 
 from service.errors import NotFound, StorageFull, StorageUnavailable
-from service.settings import StorageSettings
+from service.settings import Settings
 
 CHUNK_BYTES = 1024 * 1024
 _KEY = re.compile(r"(uploads|results)(/[A-Za-z0-9][A-Za-z0-9_.-]{0,127}){1,5}")
@@ -35,30 +35,33 @@ class StoredObject:
     modified: float
 
 
-class Storage:
-    """Objects by key. `url` is `file:///directory` or `s3://bucket/prefix` (credentials: `AWS_*`).
+class Store:
+    """Objects by key, at `settings.storage_url`.
+
+    That is `file:///directory` or `s3://bucket/prefix` (credentials: the `AWS_*` variables).
 
     All methods raise StorageUnavailable when the storage does not answer or refuses, and
     ValueError for a key that the service would not make.
     """
 
-    def __init__(self, url: str, settings: StorageSettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings) -> None:
+        self._min_free_bytes = settings.storage.min_free_bytes
         self._directory: Path | None = None
         self._store: Any
-        parts = urlsplit(url)
+        parts = urlsplit(settings.storage_url)
+        endpoint = settings.storage.endpoint
         if parts.scheme == "file":
             self._directory = Path(unquote(parts.path))
             with _mapped("The storage's directory cannot be made."):
                 self._directory.mkdir(parents=True, exist_ok=True)
                 self._store = LocalStore(self._directory, automatic_cleanup=True)
         elif parts.scheme == "s3":
-            config: Any = {"endpoint": settings.endpoint} if settings.endpoint else {}
+            config: Any = {"endpoint": endpoint} if endpoint else {}
             self._store = S3Store(
                 parts.netloc,
                 prefix=parts.path.strip("/") or None,
                 client_options={
-                    "allow_http": (settings.endpoint or "").startswith("http://"),
+                    "allow_http": (endpoint or "").startswith("http://"),
                     "connect_timeout": timedelta(seconds=2),
                     "timeout": timedelta(seconds=60),
                 },
@@ -85,10 +88,10 @@ class Storage:
         size = len(data) if isinstance(data, bytes) else data.stat().st_size
         disk = os.statvfs(directory)
         free = disk.f_bavail * disk.f_frsize
-        if free - size < self._settings.min_free_bytes:
+        if free - size < self._min_free_bytes:
             raise StorageFull(
                 f"The storage has {free} bytes free, would take {size} and "
-                f"must keep {self._settings.min_free_bytes}."
+                f"must keep {self._min_free_bytes}."
             )
 
     async def get(self, key: str) -> bytes:
