@@ -37,8 +37,10 @@ class Source:
     """A stable address where the authors (or timm) publish the weights of a variant.
 
     `url`: `https://...` or `hf://owner/repository/path/in/repository`. `part` is the file's name in the
-    model's folder (`model`, `vae`, `text_encoder`, `tokenizer`). `format`: `official` names go through
-    `Architecture.translate`; `native` files already have this module's names; `raw` files are kept as they are.
+    model's folder (`model`, `vae`, `text_encoder`, `tokenizer`); several files of one part are joined.
+    `format`: `official` names go through `Architecture.translate` (`translate_part` for other parts than
+    `model`); `native` files already have this module's names; `raw` files are kept as they are, with the
+    suffix of their address.
     """
 
     url: str
@@ -103,6 +105,13 @@ class Architecture(ABC):
 
         The default unwraps `state_dict`, `model_state_dict` or `model` and strips a `module.` prefix.
         """
+        return unwrapped(checkpoint)
+
+    def translate_part(
+        self, part: str, checkpoint: Mapping[str, Any], config: Mapping[str, Any]
+    ) -> StateDict:
+        """Likewise for a further part with tensors (`Source.part` other than `model`), which becomes
+        `<part>.safetensors`; the default unwraps as `translate` does."""
         return unwrapped(checkpoint)
 
     def load(self, card: Card, folder: Path, device: Device) -> Predictor | Generator:
