@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 from collections.abc import Collection
 from typing import Any
 
+import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.http.inputs import Kind
-from service.tasks.contract import Pipeline
+from service.deps import TENANT, Gateway
+from service.errors import IdempotencyConflict, ModelFailed, TooManyRequests, TritonUnavailable
+from service.http.attendance import attended
+from service.http.idempotency import idempotency_key, request_hash
+from service.http.inputs import Kind, read_input
+from service.http.parameters import validate
+from service.http.preferences import Preferences, preferences, wants
+from service.jobs.record import Job, State, Submission
+from service.jobs.responses import job_response, media_response
+from service.tasks.contract import (
+    Context,
+    Outcome,
+    Pipeline,
+    TaskParameters,
+    Upload,
+    unreported,
+)
 
 
 async def dispatch(
@@ -27,6 +45,172 @@ async def dispatch(
     With `always_job` the answer is always a job, and `Prefer: wait=N` waits for it.
 
     Sync: 200 and the outcome's document; the medium itself where there is exactly one attachment
-    and `Accept` names its type. Async: 202, `Location` and the job. Raises VitrineError.
+    and `Accept` names its type, else attachments are in the document's `files` as data URLs.
+    Async: 202, `Location` and the job; 200 and the job (or its one medium, by `Accept`) where it
+    ended within `Prefer: wait`. Raises VitrineError.
     """
-    raise NotImplementedError
+    gateway: Gateway = request.app.state.gateway
+    async with read_input(request, gateway.settings, kinds) as (upload, sent):
+        how = preferences(request, sent, always_job)
+        call = _Call(request, gateway, pipeline, upload)
+        parameters = await call.check(sent)
+        if not how.job:
+            return await call.answer(parameters)
+        job, replayed = await call.submit(parameters, how)
+    # The upload is stored by now; its temporary file is not kept while the caller waits.
+    return await _respond(request, gateway, job, how, replayed)
+
+
+class _Call:
+    """One request to one pipeline."""
+
+    def __init__(
+        self, request: Request, gateway: Gateway, pipeline: Pipeline[Any], upload: Upload | None
+    ) -> None:
+        self._request = request
+        self._gateway = gateway
+        self._pipeline = pipeline
+        self._upload = upload
+        self._key = idempotency_key(request)
+        self._seconds = gateway.settings.limits.request_seconds
+        self._context = Context(gateway.settings, gateway.triton)
+        request.state.timings = self._context.timings
+
+    async def check(self, sent: dict[str, Any]) -> TaskParameters:
+        """Return the parameters, valid for the pipeline and for the model's card, and complete."""
+        given = validate(self._pipeline.parameters, sent)
+        checked: TaskParameters = await self._watched(self._pipeline.check(given, self._context))
+        self._request.state.model = checked.model
+        return checked
+
+    async def answer(self, parameters: TaskParameters) -> Response:
+        """Run now. An answer to a request with an Idempotency-Key is kept, and replayed, as JSON."""
+        if self._key is None:
+            return self._render(await self._run(parameters))
+        answers = self._gateway.answers
+        fingerprint = await self._fingerprint(parameters)
+        kept = await answers.claim(TENANT, self._key, fingerprint)
+        if kept is not None:
+            return _json(kept, {"Idempotency-Replayed": "true"})
+        try:
+            response = self._render(await self._run(parameters))
+        except BaseException:
+            await asyncio.shield(answers.free(TENANT, self._key))
+            raise
+        if response.media_type == "application/json":
+            await answers.keep(TENANT, self._key, fingerprint, bytes(response.body))
+        else:
+            await answers.free(TENANT, self._key)
+        return response
+
+    async def submit(self, parameters: TaskParameters, how: Preferences) -> tuple[Job, bool]:
+        """Store the upload, hand the job in, and tell whether it is a replay."""
+        submission = Submission(
+            task=self._pipeline.name,
+            model=parameters.model,
+            parameters=parameters.model_dump(mode="json"),
+            lane=how.lane,
+            tenant=TENANT,
+            idempotency_key=self._key,
+            request_hash=await self._fingerprint(parameters) if self._key else "",
+            request_id=self._request.state.request_id,
+        )
+        queue, store, upload = self._gateway.queue, self._gateway.store, self._upload
+        if upload is None:
+            job = await queue.submit(submission)
+            return job, job.id != submission.id
+        await queue.ping()  # no upload is stored for a queue that cannot take its job
+        key = f"uploads/{submission.id}"
+        submission = submission.model_copy(
+            update={
+                "upload_key": key,
+                "upload_type": upload.content_type,
+                "upload_name": upload.name,
+            }
+        )
+        await store.put(key, upload.data, upload.content_type)
+        try:
+            job = await queue.submit(submission)
+        except (IdempotencyConflict, TooManyRequests):
+            # Only a refusal says that there is no job; after a lost connection there may be one.
+            await store.delete(key)
+            raise
+        if job.id != submission.id:
+            await store.delete(key)
+        return job, job.id != submission.id
+
+    async def _run(self, parameters: TaskParameters) -> Outcome:
+        outcome: Outcome = await self._watched(
+            self._pipeline.run(parameters, self._upload, self._context, unreported)
+        )
+        model = parameters.model or ""
+        for stage, milliseconds in self._context.timings.stages.items():
+            self._gateway.metrics.stage_duration.labels(stage, model).observe(milliseconds / 1000)
+        return outcome
+
+    async def _watched(self, work: Any) -> Any:
+        try:
+            return await attended(self._request, work, self._seconds)
+        except (TritonUnavailable, ModelFailed) as error:
+            model = getattr(self._request.state, "model", None) or ""
+            self._gateway.metrics.triton_errors.labels(error.stable_code, model).inc()
+            raise
+
+    async def _fingerprint(self, parameters: TaskParameters) -> str:
+        return await request_hash(
+            self._pipeline.name, parameters.model_dump(mode="json"), self._upload
+        )
+
+    def _render(self, outcome: Outcome) -> Response:
+        if len(outcome.attachments) == 1:
+            (attachment,) = outcome.attachments
+            if wants(self._request, attachment.content_type):
+                return Response(attachment.data, media_type=attachment.content_type)
+        document = dict(outcome.document)
+        if outcome.attachments:
+            document["files"] = [
+                {
+                    "name": attachment.name,
+                    "content_type": attachment.content_type,
+                    "data": f"data:{attachment.content_type};base64,"
+                    + base64.b64encode(attachment.data).decode(),
+                }
+                for attachment in outcome.attachments
+            ]
+        return _json(orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY))
+
+
+async def _respond(
+    request: Request, gateway: Gateway, job: Job, how: Preferences, replayed: bool
+) -> Response:
+    seconds = min(how.wait_s, gateway.settings.limits.request_seconds)
+    if seconds and not job.state.final:
+        job = await attended(request, _wait(gateway, job, seconds), seconds + 5)
+    headers = {"Location": f"/v1/jobs/{job.id}"}
+    if how.applied:
+        headers["Preference-Applied"] = how.applied
+    if replayed:
+        headers["Idempotency-Replayed"] = "true"
+    if job.state is State.SUCCEEDED and job.result and len(job.result.files) == 1:
+        (file,) = job.result.files
+        if how.wait_s and wants(request, file.content_type):
+            return await media_response(request, gateway, job, file, headers)
+    status = 200 if how.wait_s and job.state.final else 202
+    return await job_response(gateway, job, status, headers)
+
+
+async def _wait(gateway: Gateway, job: Job, seconds: float) -> Job:
+    """Return the job once it is final, the time is over, or the gateway drains."""
+    waiting = asyncio.ensure_future(gateway.queue.wait(job.id, timeout_s=seconds))
+    draining = asyncio.ensure_future(gateway.draining.wait())
+    try:
+        await asyncio.wait({waiting, draining}, return_when=asyncio.FIRST_COMPLETED)
+        return waiting.result() if waiting.done() else job
+    finally:
+        for task in (waiting, draining):
+            task.cancel()
+        await asyncio.gather(waiting, draining, return_exceptions=True)
+
+
+def _json(body: bytes, headers: dict[str, str] | None = None) -> Response:
+    return Response(body, media_type="application/json", headers=headers)

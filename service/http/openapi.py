@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
+from service import errors
 from service.http.inputs import Kind
+from service.http.preferences import DispatchParameters
 from service.tasks.contract import TaskParameters
+
+_BINARY = {"type": "string", "format": "binary"}
+_REF = "#/$defs/"
 
 
 def request_body(
@@ -14,10 +19,148 @@ def request_body(
     kinds: Collection[Kind] = (),
     example: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the `openapi_extra` of an endpoint that calls `dispatch`: raw, multipart, JSON, query."""
-    raise NotImplementedError
+    """Return the `openapi_extra` of an endpoint that calls `dispatch`.
+
+    With `kinds` the medium may be the raw body, a form's file, or named in JSON, and every
+    parameter may be in the query as well; without them the body is JSON.
+    """
+    fields = _properties(parameters) | _properties(DispatchParameters)
+    required = list(_schema(parameters).get("required", ()))
+    content: dict[str, Any] = {}
+    if kinds:
+        medium = " or ".join(sorted(kinds))
+        for kind in sorted(kinds):
+            content[f"{kind}/*"] = {"schema": _BINARY}
+        form = {"file": _BINARY | {"description": f"The {medium}."}} | fields
+        content["multipart/form-data"] = {
+            "schema": {"type": "object", "properties": form, "required": ["file", *required]}
+        }
+        fields = _sources(medium) | fields
+    json: dict[str, Any] = {
+        "schema": {
+            "type": "object",
+            "properties": fields,
+            "required": required,
+            "additionalProperties": False,
+        }
+    }
+    if example is not None:
+        json["example"] = example
+    content["application/json"] = json
+    return {
+        "requestBody": {"required": True, "content": content},
+        "parameters": [*_headers(), *(_query(parameters) if kinds else ())],
+    }
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the `responses` of an endpoint: each status as `application/problem+json` with its codes."""
-    raise NotImplementedError
+    documented: dict[int | str, dict[str, Any]] = {}
+    for status in statuses:
+        known = [kind for kind in _errors(errors.VitrineError) if kind.status == status]
+        if not known:
+            raise ValueError(f"no error has the status {status}")
+        documented[status] = {
+            "description": "; ".join(f"`{kind.code}`: {_first_line(kind)}" for kind in known),
+            "content": {
+                "application/problem+json": {
+                    "schema": {"$ref": "#/components/schemas/Problem"},
+                    "example": known[0]("What was wrong, and which limit it broke.").problem(),
+                }
+            },
+        }
+    return documented
+
+
+PROBLEM_SCHEMA: dict[str, Any] = {
+    "title": "Problem",
+    "description": "An error (RFC 9457). `code` is stable; `detail` is for people.",
+    "type": "object",
+    "required": ["type", "title", "status", "code", "detail"],
+    "properties": {
+        "type": {"type": "string", "format": "uri"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "code": {"type": "string", "description": "Stable, for programs."},
+        "detail": {"type": "string", "description": "A sentence that names what was broken."},
+        "param": {"type": "string", "description": "The parameter that is wrong."},
+        "limit": {"type": "object", "description": "The limit that was broken: name and value."},
+        "errors": {"type": "array", "items": {"type": "object"}},
+    },
+}
+
+
+def _schema(model: Any) -> dict[str, Any]:
+    schema = model.model_json_schema()
+    resolved: dict[str, Any] = _inline(schema, schema.get("$defs", {}))
+    return resolved
+
+
+def _properties(model: Any) -> dict[str, Any]:
+    found: dict[str, Any] = _schema(model).get("properties", {})
+    return found
+
+
+def _inline(node: Any, definitions: dict[str, Any]) -> Any:
+    """Replace references into `$defs`, which has no place inside an OpenAPI document."""
+    if isinstance(node, list):
+        return [_inline(item, definitions) for item in node]
+    if not isinstance(node, dict):
+        return node
+    reference = node.get("$ref", "")
+    if reference.startswith(_REF):
+        merged = definitions[reference.removeprefix(_REF)] | {
+            key: value for key, value in node.items() if key != "$ref"
+        }
+        return _inline(merged, definitions)
+    return {key: _inline(value, definitions) for key, value in node.items() if key != "$defs"}
+
+
+def _sources(medium: str) -> dict[str, Any]:
+    return {
+        "url": {"type": "string", "format": "uri", "description": f"Public URL of the {medium}."},
+        "b64": {"type": "string", "format": "byte", "description": f"The {medium} in base64."},
+        "input": {
+            "type": "string",
+            "description": "A data URL or a URL. `image` and `video` are other names for it.",
+        },
+    }
+
+
+def _headers() -> list[dict[str, Any]]:
+    return [
+        {
+            "name": "Idempotency-Key",
+            "in": "header",
+            "description": "The same key and request give the same answer, or the same job.",
+            "schema": {"type": "string", "maxLength": 255},
+        },
+        {
+            "name": "Prefer",
+            "in": "header",
+            "description": "`respond-async` for a job; `wait=N` to wait N seconds for the job.",
+            "schema": {"type": "string"},
+        },
+    ]
+
+
+def _query(parameters: type[TaskParameters]) -> Iterator[dict[str, Any]]:
+    fields = _properties(parameters) | _properties(DispatchParameters)
+    for name, schema in fields.items():
+        described = {key: value for key, value in schema.items() if key != "description"}
+        yield {
+            "name": name,
+            "in": "query",
+            "description": schema.get("description", ""),
+            "schema": described,
+        }
+
+
+def _errors(base: type[errors.VitrineError]) -> Iterator[type[errors.VitrineError]]:
+    yield base
+    for kind in base.__subclasses__():
+        yield from _errors(kind)
+
+
+def _first_line(kind: type[errors.VitrineError]) -> str:
+    return (kind.__doc__ or "").partition("\n")[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
@@ -13,7 +13,7 @@ from service.deps import TENANT, Gateway, GatewayDep
 from service.errors import NotFound, RedisUnavailable
 from service.http.openapi import problems
 from service.http.preferences import wants
-from service.jobs.record import Event, Job, State
+from service.jobs.record import Event, State
 from service.jobs.responses import (
     job_response,
     media_response,
@@ -28,7 +28,23 @@ JobId = Annotated[str, Path(description="The job's id, as `job_01j…`.", max_le
 
 _PING_S = 15
 _RETRY_MS = 2000
-_MEDIUM = {"content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}}
+
+_Documented = dict[int | str, dict[str, Any]]
+_CANCELING: _Documented = {
+    202: {"model": JobView, "description": "It runs; its worker stops soon."}
+}
+_EVENTS: _Documented = {
+    200: {
+        "description": "Events `state` and `progress`; the last is that of a final state.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+_MEDIUM: _Documented = {
+    200: {
+        "description": "The medium.",
+        "content": {"*/*": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
 
 
 @router.get("", response_model=JobList, responses=problems(422, 503))
@@ -57,8 +73,7 @@ async def get_job(gateway: GatewayDep, job_id: JobId) -> Response:
 @router.delete(
     "/{job_id}",
     response_model=JobView,
-    responses={202: {"model": JobView, "description": "Running; its worker stops soon."}}
-    | problems(404, 503),
+    responses=_CANCELING | problems(404, 503),
 )
 async def cancel_job(gateway: GatewayDep, job_id: JobId) -> Response:
     """Cancel a job. A job that has ended stays as it is; asking twice is no error."""
@@ -69,13 +84,7 @@ async def cancel_job(gateway: GatewayDep, job_id: JobId) -> Response:
 @router.get(
     "/{job_id}/events",
     response_class=EventSourceResponse,
-    responses={
-        200: {
-            "description": "Events `state` and `progress`; the last is that of a final state.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
-        }
-    }
-    | problems(404, 422, 503),
+    responses=_EVENTS | problems(404, 422, 503),
 )
 async def follow_job(
     gateway: GatewayDep,
@@ -90,8 +99,7 @@ async def follow_job(
 @router.get(
     "/{job_id}/result",
     response_model=ResultView,
-    responses={200: {"description": "The medium itself, or the document."} | _MEDIUM}
-    | problems(404, 409, 503),
+    responses=_MEDIUM | problems(404, 409, 503),
 )
 async def get_result(request: Request, gateway: GatewayDep, job_id: JobId) -> Response:
     """Get the result: the medium itself where there is exactly one, else (or where `Accept` names
@@ -105,7 +113,7 @@ async def get_result(request: Request, gateway: GatewayDep, job_id: JobId) -> Re
 @router.get(
     "/{job_id}/result/{name}",
     response_class=Response,
-    responses={200: {"description": "The medium."} | _MEDIUM} | problems(404, 409, 503),
+    responses=_MEDIUM | problems(404, 409, 503),
 )
 async def get_result_file(
     request: Request, gateway: GatewayDep, job_id: JobId, name: str

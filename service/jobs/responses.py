@@ -20,14 +20,14 @@ async def job_response(
     gateway: Gateway, job: Job, status: int = 200, headers: dict[str, str] | None = None
 ) -> Response:
     """Return the job, with its document where it succeeded."""
-    document = await gateway.results.document(job) if job.state is State.SUCCEEDED else None
+    document = await _document(gateway, job) if job.state is State.SUCCEEDED else None
     return _json(JobView.of(job, document), status, headers)
 
 
 async def result_response(gateway: Gateway, job: Job) -> Response:
     """Return the result's document and links to its media."""
     assert job.result is not None
-    return _json(ResultView.of(job.id, job.result, await gateway.results.document(job)))
+    return _json(ResultView.of(job.id, job.result, await _document(gateway, job)))
 
 
 async def media_response(
@@ -57,7 +57,9 @@ async def media_response(
         status = 206
         answer["Content-Range"] = f"bytes {start}-{end - 1}/{file.bytes}"
     answer["Content-Length"] = str(end - start)
-    chunks = await gateway.results.open(job, file.name, start, end)
+    assert job.result is not None
+    key = f"{job.result.prefix}/files/{file.name}"
+    chunks = await gateway.store.stream(key, start, end)
     return StreamingResponse(chunks, status, answer, media_type=file.content_type)
 
 
@@ -73,6 +75,13 @@ def succeeded(job: Job) -> tuple[Job, JobResult]:
             **extra,
         )
     return job, job.result
+
+
+async def _document(gateway: Gateway, job: Job) -> dict[str, Any]:
+    assert job.result is not None
+    stored = await gateway.store.get(f"{job.result.prefix}/document.json")
+    document: dict[str, Any] = orjson.loads(stored)
+    return document
 
 
 def _range(header: str, size: int) -> tuple[int, int] | None:

@@ -1,0 +1,135 @@
+"""The gateway: `create_app(settings)`, or `python -m service.app`."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from pkgutil import iter_modules
+from typing import Any
+
+import uvicorn
+from fastapi import APIRouter, FastAPI
+from sse_starlette.sse import AppStatus
+
+from service import tasks
+from service.deps import open_gateway
+from service.http import problems
+from service.http.middleware import BodyLimit, Faults, RequestId, SecurityHeaders
+from service.http.openapi import PROBLEM_SCHEMA
+from service.jobs.endpoints import router as jobs
+from service.observability.access import AccessLog
+from service.observability.endpoints import router as operations
+from service.observability.logs import configure_logging
+from service.observability.metrics import Metrics
+from service.settings import Settings
+from service.triton.endpoints import router as models
+from service.web.endpoints import mount_pages
+
+_DESCRIPTION = """
+The networks of 52 vision papers behind one API.
+
+**Media** are sent as the raw body (`curl --data-binary @photo.jpg`), as a form's file
+(`curl -F file=@photo.jpg`), or named in JSON by a URL, a data URL or base64. Parameters go beside
+them: in the query, in the form, or in the JSON.
+
+**Jobs.** Any task can run as a job (`mode=async`): `202` and a job, whose progress comes as
+server-sent events. `Idempotency-Key` makes sending again safe.
+
+**Errors** are RFC 9457 problems with a stable `code`. Every answer carries `x-request-id` and
+`Server-Timing`.
+"""
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Return the gateway as an ASGI application. Nothing is connected before its lifespan starts."""
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_gateway(settings, metrics) as gateway:
+            app.state.gateway = gateway
+            yield
+
+    app = FastAPI(
+        title="Vitrine",
+        version="0.1.0",
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    problems.register(app)
+    for router in (*_tasks(), jobs, models, operations):
+        app.include_router(router)
+    mount_pages(app)
+    # The last one added is the outermost.
+    app.add_middleware(BodyLimit, limit=settings.limits.body_bytes)
+    app.add_middleware(Faults)
+    app.add_middleware(SecurityHeaders)
+    app.add_middleware(AccessLog, metrics=metrics)
+    app.add_middleware(RequestId)
+    _describe(app)
+    return app
+
+
+def _tasks() -> Iterator[APIRouter]:
+    """Yield the router of every task: each is a package with a module `endpoints`."""
+    for package in iter_modules(tasks.__path__, "service.tasks."):
+        if package.ispkg and find_spec(f"{package.name}.endpoints"):
+            yield import_module(f"{package.name}.endpoints").router
+
+
+def _describe(app: FastAPI) -> None:
+    """Add the problem's schema to the OpenAPI document, and take out FastAPI's own error's."""
+    generate_document = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generate_document()
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        schemas["Problem"] = PROBLEM_SCHEMA
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+class Server(uvicorn.Server):
+    """uvicorn that tells the gateway when it stops accepting, so that streams end by themselves."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        app: Any = self.config.app
+        app.state.gateway.draining.set()
+        await super().shutdown(sockets)
+
+
+def server(settings: Settings) -> Server:
+    """Return the HTTP server. On SIGTERM it stops accepting and gives running requests
+    `limits.drain_seconds`."""
+    # Streams are ended by the gateway's own draining; the library's watcher would cut them.
+    AppStatus.enable_automatic_graceful_drain = False
+    config = uvicorn.Config(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=round(settings.limits.drain_seconds),
+    )
+    return Server(config)
+
+
+def main() -> None:
+    settings = Settings()
+    configure_logging(settings)
+    server(settings).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Probes and metrics, for machines."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import Response
+
+from service.deps import GatewayDep
+from service.errors import VitrineError
+from service.observability.readiness import Readiness, readiness
+
+router = APIRouter(tags=["operations"])
+
+_SCRAPE_TIMEOUT_S = 1.0
+
+
+@router.get("/livez")
+async def livez() -> dict[str, str]:
+    """Tell whether the process answers."""
+    return {"status": "ok"}
+
+
+@router.get(
+    "/readyz",
+    response_model=Readiness,
+    responses={503: {"model": Readiness, "description": "Something is missing; it says what."}},
+)
+async def readyz(gateway: GatewayDep, response: Response) -> Readiness:
+    """Tell whether Triton, Redis and the default models are ready."""
+    found = await readiness(gateway)
+    response.status_code = 200 if found.ready else 503
+    return found
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def metrics(gateway: GatewayDep) -> Response:
+    """Give the metrics in Prometheus' text format."""
+    try:
+        async with asyncio.timeout(_SCRAPE_TIMEOUT_S):
+            depth = await gateway.queue.depth()
+    except (VitrineError, TimeoutError):
+        gateway.metrics.hide_queue()
+    else:
+        gateway.metrics.show_queue(depth.waiting, depth.running)
+    return Response(gateway.metrics.render(), media_type=CONTENT_TYPE_LATEST)
