@@ -23,6 +23,7 @@ from torch import nn
 from models.architecture import Architecture, Source, StateDict, Variant, unwrapped
 from models.demo import shapes
 from models.layers.pixels import Normalisation
+from models.layers.precision import convert
 from models.registry import register
 from models.serving import Arrays, Device, Predictor
 from service.triton.cards import Card, ImageInput, Licence, Metric, Paper, Task
@@ -100,7 +101,7 @@ class Classifier(Predictor):
 
     def __init__(self, network: nn.Module, card: Card, device: Device) -> None:
         assert card.image is not None
-        self._network = network.to(memory_format=torch.channels_last)
+        self._network = convert(network, device)
         self._normalise = Normalisation(card.image, device)
         self._device = device
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from models.layers.precision import memory_format
 from models.serving import Device, InvalidInput
 from service.triton.cards import ImageInput
 
@@ -12,12 +13,13 @@ from service.triton.cards import ImageInput
 class Normalisation:
     """Turns `uint8` [B, 3, height, width] into float32 (pixel / 255 - mean) / std on the device.
 
-    The result has channels-last memory, which convolutions and channel norms prefer on CPU and GPU.
+    The result lies in the device's preferred memory format.
     """
 
     def __init__(self, image: ImageInput, device: Device) -> None:
         self._size = (image.height, image.width)
         self._device = device.torch
+        self._format = memory_format(device)
         std = torch.tensor(image.std).view(-1, 1, 1)
         self._gain = (1.0 / (255.0 * std)).to(self._device)
         self._offset = (-torch.tensor(image.mean).view(-1, 1, 1) / std).to(self._device)
@@ -31,5 +33,5 @@ class Normalisation:
             )
         # A copy: what Triton hands over is read-only.
         moved = torch.tensor(pixels).to(self._device)
-        moved = moved.contiguous(memory_format=torch.channels_last)
+        moved = moved.contiguous(memory_format=self._format)
         return torch.addcmul(self._offset, moved.float(), self._gain)

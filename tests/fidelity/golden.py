@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -79,6 +80,11 @@ class Golden:
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a state entry. Raises KeyError."""
         return dict(self.state)[name]
+
+    def count(self, pattern: str) -> int:
+        """Return how many modules are numbered in the state; `pattern` captures the number."""
+        numbers = [int(found[1]) for name, _ in self.state if (found := re.match(pattern, name))]
+        return 1 + max(numbers, default=-1)
 
     def weights(
         self, *, prefixes: tuple[str, ...] = ("",), without: tuple[str, ...] = ()

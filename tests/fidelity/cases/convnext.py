@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import torch
 from torch import nn
 
@@ -36,18 +34,14 @@ def _config(golden: Golden) -> dict[str, object]:
     }
     if "stem.weight" in names:
         return common | {
-            "depth": _count(names, r"blocks\.(\d+)\."),
+            "depth": golden.count(r"blocks\.(\d+)\."),
             "dim": golden.shape("stem.weight")[0],
         }
-    stages = range(_count(names, r"stages\.(\d+)\."))
+    stages = range(golden.count(r"stages\.(\d+)\."))
     return common | {
-        "depths": tuple(_count(names, rf"stages\.{i}\.(\d+)\.") for i in stages),
+        "depths": tuple(golden.count(rf"stages\.{i}\.(\d+)\.") for i in stages),
         "dims": tuple(golden.shape(f"stages.{i}.0.norm.weight")[0] for i in stages),
     }
-
-
-def _count(names: list[str], pattern: str) -> int:
-    return 1 + max(int(found[1]) for name in names if (found := re.match(pattern, name)))
 
 
 def _taps(network: nn.Module) -> dict[str, nn.Module]:
