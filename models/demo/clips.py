@@ -84,7 +84,7 @@ def clip_bytes(
     """Return clip `seed` as MP4 (H.264, yuv420p).
 
     `size`: side in pixels, even, at least 128. `quality`: the encoder's constant rate factor, by
-    default 18 to 27 as the seed has it. Raises ValueError for an odd or too small size, or for a
+    default 16 to 24 as the seed has it. Raises ValueError for an odd or too small size, or for a
     clip without frames.
     """
     if size < 128 or size % 2:
@@ -93,7 +93,7 @@ def clip_bytes(
     if count < 1:
         raise ValueError(f"{seconds} s at {fps} frames per second hold no frame")
     if quality is None:
-        quality = int(np.random.default_rng([seed, 1]).integers(18, 28))
+        quality = int(np.random.default_rng([seed, 1]).integers(16, 25))
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         # One thread: the same bytes on every machine.

@@ -1,0 +1,67 @@
+"""How each demo model is trained: one module a model, each with a function `train`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from models.serving import Device
+
+__all__ = ["RECIPES", "Recipe", "Report", "UnknownRecipe", "recipe", "training_device"]
+
+# Takes the share done, 0..1, and what is being done.
+Report = Callable[[float, str], None]
+
+# Model id -> module of this package.
+RECIPES = {
+    "convnext-demo": "convnext",
+    "genconvit-demo": "genconvit",
+    "micro-dit-demo": "micro_dit",
+}
+
+
+class UnknownRecipe(KeyError):
+    """No recipe for that model; the message lists those there are."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class Recipe(Protocol):
+    """Trains a model's `demo` variant from scratch on drawn data."""
+
+    def train(
+        self,
+        folder: Path,
+        device: str,
+        seed: int,
+        report: Report,
+        steps: int | None = None,
+    ) -> dict[str, float]:
+        """Write the model's parts (float16 safetensors) into `folder`, an empty directory.
+
+        `steps` replaces the recipe's own number of optimiser steps; the rest (pictures drawn, size of
+        the held-out set) shrinks with it. Returns the held-out scores of what was written.
+        """
+        ...
+
+
+def recipe(model_id: str) -> Recipe:
+    """Return the recipe of a demo model. Raises UnknownRecipe."""
+    if model_id not in RECIPES:
+        raise UnknownRecipe(f"no recipe for {model_id!r}; there are: {', '.join(RECIPES)}")
+    module: Recipe = importlib.import_module(f"{__name__}.{RECIPES[model_id]}")
+    return module
+
+
+def training_device(name: str) -> Device:
+    """Return the device with bfloat16 where it computes in it faster than in float32."""
+    if torch.device(name).type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return Device(name, torch.bfloat16 if fast else torch.float32)
