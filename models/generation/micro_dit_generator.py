@@ -12,7 +12,7 @@ from models.generation import settings
 from models.generation.autoencoder import Autoencoder
 from models.generation.clip_text import TextEncoder
 from models.generation.edm import heun_step, noise_schedule
-from models.generation.micro_dit import DiT
+from models.generation.micro_dit_network import DiT
 from models.generation.micro_dit_sampling import GuidedDenoiser
 from models.serving import Arrays, Device, Generator, InvalidInput
 from service.triton.cards import Card

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from models.generation.edm import Preconditioning
-from models.generation.micro_dit import Conditioning, DiT
+from models.generation.micro_dit_network import Conditioning, DiT
 
 # Standard deviation of the scaled latents (the authors' code; EDM's own value for pixels is 0.5).
 SIGMA_DATA = 0.9
