@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,20 +30,20 @@ class Converted:
 
 
 def convert(
-    checkpoint: Mapping[str, Any],
+    checkpoints: Sequence[Mapping[str, Any]],
     architecture: Architecture,
     variant: str | None,
     target: Path,
     precision: Precision = "keep",
 ) -> Converted:
-    """Write `checkpoint` to `target` for `variant`, or for the variant of `architecture` that it fits.
+    """Write `checkpoints`, joined, to `target` for `variant`, or for the variant of `architecture` that fits.
 
     Raises WrongArchitecture with the first names that do not fit and the variant that does, and WeightsError
     if the precision cannot hold the values.
     """
-    fitted, said = _fitting(checkpoint, architecture, variant)
+    fitted, said = _fitting(checkpoints, architecture, variant)
     state = {name: _cast(name, tensor, precision) for name, tensor in fitted.state.items()}
-    save_file(_separate(state), target, metadata={"format": "pt"})
+    save_file(separate(state), target, metadata={"format": "pt"})
     return Converted(
         fitted.variant,
         fitted.config.get("num_classes"),
@@ -53,25 +53,25 @@ def convert(
 
 
 def _fitting(
-    checkpoint: Mapping[str, Any], architecture: Architecture, variant: str | None
+    checkpoints: Sequence[Mapping[str, Any]], architecture: Architecture, variant: str | None
 ) -> tuple[Fit, list[str]]:
     """Return the fit and what to say about it."""
     if variant is not None:
-        fitted = fit(architecture, variant, checkpoint)
+        fitted = fit(architecture, variant, checkpoints)
         if fitted.exact:
             return fitted, []
     else:
-        near = closest({architecture.slug: architecture}, checkpoint)
+        near = closest({architecture.slug: architecture}, checkpoints)
         first = near.variant if near is not None else next(iter(architecture.variants))
         same = siblings(architecture, first)
-        fits = [fit(architecture, name, checkpoint) for name in same]
+        fits = [fit(architecture, name, checkpoints) for name in same]
         fitted = min(fits, key=lambda f: (not f.exact, not _own_classes(f)))
         if fitted.exact:
             others = [f"{architecture.slug}:{name}" for name in same if name != fitted.variant]
             said = f"taken as {fitted.spec}; its tensors also fit {', '.join(others)}"
             return fitted, [said] if others else []
     message = f"the checkpoint does not fit {fitted.spec}: {fitted.explanation()}"
-    other = closest(architectures(), checkpoint)
+    other = closest(architectures(), checkpoints)
     if not fitted.state:
         message = f"there are no tensors in the checkpoint where {fitted.spec} looks for them"
     elif other is not None and other.spec != fitted.spec and other.score > fitted.score:
@@ -97,7 +97,7 @@ def _cast(name: str, tensor: torch.Tensor, precision: Precision) -> torch.Tensor
     return cast
 
 
-def _separate(state: StateDict) -> StateDict:
+def separate(state: StateDict) -> StateDict:
     """Give tensors that share memory (tied weights, views) a copy each, as safetensors wants it."""
     seen: set[int] = set()
     separate = {}

@@ -63,6 +63,9 @@ class Patience:
         return min(pause, self.longest_pause_s) * random.uniform(0.5, 1.0)
 
 
+PATIENCE = Patience()
+
+
 @dataclass(frozen=True)
 class Downloaded:
     """A complete file and its SHA-256 (hex)."""
@@ -107,7 +110,7 @@ def download(
     sha256: str | None = None,
     hub: str | None = None,
     watch: Watcher = lambda received, total: None,
-    patience: Patience = Patience(),
+    patience: Patience = PATIENCE,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Downloaded:
     """Fetch `url` into `folder` and return the complete file.

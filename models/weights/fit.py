@@ -7,7 +7,7 @@ against every variant that there is.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from models.architecture import Architecture, StateDict, unwrapped
 _DEPTH = 3
 _WRAPPERS = re.compile(r"(module|_orig_mod|model|net|network|encoder|backbone|_model)\.")
 _SHOWN = 3
+
+Candidate = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -86,17 +88,17 @@ def blueprint(architecture: Architecture, config: Mapping[str, Any]) -> Blueprin
     )
 
 
-def fit(architecture: Architecture, variant: str, checkpoint: Mapping[str, Any]) -> Fit:
-    """Hold a checkpoint against one variant, with as many classes as the checkpoint's head has.
+def fit(architecture: Architecture, variant: str, checkpoints: Candidate) -> Fit:
+    """Hold checkpoints, joined, against one variant, with as many classes as their head has.
 
-    What `Architecture.translate` makes of it comes first; where that is not exact, the mappings nested in the
-    checkpoint are tried as well, without the prefixes that training wrappers put before all names.
+    What `Architecture.translate` makes of them comes first; where that is not exact, the mappings nested in a
+    single checkpoint are tried as well, without the prefixes that training wrappers put before all names.
     """
     config = architecture.config(variant)
     plan = blueprint(architecture, config)
     axes = _class_axes(architecture, config)
     best: Fit | None = None
-    for candidate in _candidates(checkpoint):
+    for candidate in _candidates(checkpoints):
         state = _translated(architecture, candidate, config)
         classes = _classes(axes, state)
         fitted = _compare(architecture, variant, config, state, plan)
@@ -114,10 +116,10 @@ def fit(architecture: Architecture, variant: str, checkpoint: Mapping[str, Any])
     return best
 
 
-def closest(architectures: Mapping[str, Architecture], checkpoint: Mapping[str, Any]) -> Fit | None:
+def closest(architectures: Mapping[str, Architecture], checkpoints: Candidate) -> Fit | None:
     """Return the variant of any architecture that fits best, or None where less than half fits."""
     found: list[Fit] = []
-    candidates = list(_candidates(checkpoint))
+    candidates = list(_candidates(checkpoints))
     for architecture in architectures.values():
         known: list[Mapping[str, Any]] = []
         for variant in architecture.variants:
@@ -173,23 +175,27 @@ def _compare(
 
 
 def _translated(
-    architecture: Architecture, checkpoint: Mapping[str, Any], config: Mapping[str, Any]
+    architecture: Architecture, checkpoints: Candidate, config: Mapping[str, Any]
 ) -> StateDict:
-    try:
-        return architecture.translate(checkpoint, config)
-    except Exception:  # It may rely on names that another network's checkpoint does not have.
-        return unwrapped(checkpoint)
+    state: StateDict = {}
+    for checkpoint in checkpoints:
+        try:
+            state |= architecture.translate(checkpoint, config)
+        except Exception:  # It may rely on names that another network's checkpoint does not have.
+            state |= unwrapped(checkpoint)
+    return state
 
 
-def _candidates(checkpoint: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield the checkpoint as it is, then every mapping in it that holds tensors, prefixes removed."""
-    yield checkpoint
-    for mapping in _nested(checkpoint, _DEPTH):
-        tensors = {n: t for n, t in mapping.items() if isinstance(t, torch.Tensor)}
-        yield tensors
-        while prefix := _common_prefix(tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-            yield tensors
+def _candidates(checkpoints: Candidate) -> Iterator[Candidate]:
+    """Yield the checkpoints as they are; then, of a single one, every mapping in it that holds tensors."""
+    yield checkpoints
+    if len(checkpoints) == 1:
+        for mapping in _nested(checkpoints[0], _DEPTH):
+            tensors = {n: t for n, t in mapping.items() if isinstance(t, torch.Tensor)}
+            yield [tensors]
+            while prefix := _common_prefix(tensors):
+                tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+                yield [tensors]
 
 
 def _nested(mapping: Mapping[str, Any], depth: int) -> Iterator[Mapping[str, Any]]:

@@ -1,0 +1,435 @@
+"""The commands of `python -m models`, which `vitrine` passes on to this side of the fence.
+
+torch is imported by the commands that need it, so that help and small commands are there at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from models.architecture import Architecture, Source
+    from models.weights.download import Watcher
+    from models.weights.pull import Installed, Watch
+
+app = typer.Typer(
+    name="models",
+    help="Weights and the model repository: what there is, what is served, and how to bring more.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+console = Console()
+notes = Console(stderr=True)
+
+Repository = Annotated[
+    Path | None,
+    typer.Option(
+        "--repository",
+        help="The Triton model repository. Without it: $VITRINE_DATA_DIR/repository.",
+        file_okay=False,
+        show_default=False,
+    ),
+]
+Hub = Annotated[
+    str | None,
+    typer.Option(
+        help="Address of the Hugging Face hub or a mirror of it. Without it: $HF_ENDPOINT.",
+        show_default=False,
+    ),
+]
+AcceptLicence = Annotated[
+    bool, typer.Option("--accept-licence", help="Agree to weights for non-commercial use only.")
+]
+Replace = Annotated[bool, typer.Option("--replace", help="Replace a model of the same name.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def pull(
+    name: Annotated[str, typer.Argument(metavar="ID|SLUG[:VARIANT]", show_default=False)],
+    repository: Repository = None,
+    hub_url: Hub = None,
+    accept_licence: AcceptLicence = False,
+    replace: Replace = False,
+) -> None:
+    """Download published weights and serve them; a running service needs no restart.
+
+    An interrupted download goes on where it stopped when the command is given again.
+
+    - `python -m models pull convnext` (the first variant)
+    - `python -m models pull convnext:base-22k-1k-384`
+    - `python -m models pull genconvit:both --accept-licence`
+    """
+    with _plain_errors():
+        from models.weights.pull import published, pull
+
+        architecture, _ = published(name)
+        accepted = accept_licence or _agree(architecture)
+        with _progress() as watch:
+            installed = pull(
+                name,
+                _repository(repository),
+                hub=hub_url,
+                accept_licence=accepted,
+                replace=replace,
+                watch=watch,
+            )
+        _report(installed)
+
+
+@app.command()
+def add(
+    name: Annotated[str, typer.Argument(help="The model's id in the API.", show_default=False)],
+    architecture: Annotated[
+        str,
+        typer.Option(
+            metavar="SLUG[:VARIANT]",
+            help="Whose network it is; without a variant, the one that fits is found.",
+            show_default=False,
+        ),
+    ],
+    checkpoint: Annotated[
+        list[Path],
+        typer.Option(
+            help="File as the authors' code saves it (.pth, .pt, .bin, .safetensors). Give it several "
+            "times for a network in several files.",
+            show_default=False,
+        ),
+    ],
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="Class names: one a line, a JSON list, or JSON {index: name}.", show_default=False
+        ),
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            help="Read the weights under this key of the file, such as model_ema.",
+            show_default=False,
+        ),
+    ] = None,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE",
+            help="A further part of the network, such as vae=my-vae.safetensors.",
+            show_default=False,
+        ),
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="Store as float32, bfloat16 or float16, or keep what the file has.")
+    ] = "keep",
+    default: Annotated[
+        bool, typer.Option("--default", help="Make it the default model of its task.")
+    ] = False,
+    repository: Repository = None,
+    hub_url: Hub = None,
+    replace: Replace = False,
+) -> None:
+    """Serve your own checkpoint; a running service needs no restart.
+
+    - `python -m models add flowers --architecture convnext:tiny-1k-224 --checkpoint best.pth --labels flowers.txt`
+    - `python -m models add flowers --architecture convnext --checkpoint run.ckpt --key model_ema --replace --default`
+    """
+    with _plain_errors():
+        if precision not in ("keep", "float32", "bfloat16", "float16"):
+            raise _Refused("--precision is keep, float32, bfloat16 or float16")
+        parts = dict(_named_file(given) for given in part or ())
+        from models.weights.add import add
+        from models.weights.labels import read_labels
+
+        with _progress() as watch:
+            installed = add(
+                name,
+                architecture,
+                checkpoint,
+                _repository(repository),
+                labels=None if labels is None else read_labels(labels),
+                key=key,
+                parts=parts,
+                precision=precision,
+                default=default,
+                replace=replace,
+                hub=hub_url,
+                watch=watch,
+            )
+        _report(installed)
+
+
+@app.command()
+def remove(
+    name: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
+    repository: Repository = None,
+) -> None:
+    """Take a model out of the repository, with its weights.
+
+    - `python -m models remove flowers`
+    """
+    with _plain_errors():
+        from models.repository import remove_entry
+
+        remove_entry(_repository(repository), name)
+        console.print(f"removed {name}", highlight=False)
+
+
+@app.command("list")
+def list_architectures(as_json: AsJson = False) -> None:
+    """Show every architecture and its variants: what `pull` and `add` take.
+
+    - `python -m models list`
+    - `python -m models list --json`
+    """
+    with _plain_errors():
+        from models.registry import architectures
+
+        known = architectures().values()
+        if as_json:
+            print(json.dumps([_described(a) for a in known], indent=2))
+            return
+        table = Table("architecture", "task", "paper", "licence of the weights", "variants")
+        for a in known:
+            variants = ", ".join(
+                f"{v.name} (demo)" if v.demo else v.name for v in a.variants.values()
+            )
+            licence = a.licence.weights + ("" if a.licence.commercial else " (non-commercial)")
+            table.add_row(a.slug, a.task, f"{a.paper.title}, {a.paper.year}", licence, variants)
+        console.print(table)
+
+
+@app.command("repository")
+def write_repository(
+    repository: Repository = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    models: Annotated[
+        list[str] | None,
+        typer.Option(help="A model to start with; give it several times.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring the model repository up to date and show the models to start with.
+
+    - `python -m models repository --device cpu --json`
+    - `python -m models repository --models convnext-demo --models mtcnn`
+    """
+    with _plain_errors():
+        if device not in ("auto", "cpu", "cuda"):
+            raise _Refused("--device is auto, cpu or cuda")
+        from models.repository import build, describe
+
+        cards = build(_repository(repository), device, models or None)
+        if as_json:
+            print(describe(cards))
+            return
+        table = Table("model", "task", "title", "weights", "default")
+        for card in cards:
+            table.add_row(
+                card.id, card.task, card.title, card.weights.kind, "yes" if card.default else ""
+            )
+        console.print(table)
+
+
+@app.command("train-demo")
+def train_demo(
+    model: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="Folder for the weights. Without it: where the project keeps what it ships.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Fewer steps, for a trial.", show_default=False)
+    ] = None,
+) -> None:
+    """Train a demo model from scratch on drawn pictures and print its held-out score.
+
+    - `python -m models train-demo convnext-demo`
+    - `python -m models train-demo micro-dit-demo --steps 20 -o /tmp/trial`
+    """
+    with _plain_errors():
+        import torch
+
+        from models.demo.train import train
+        from models.shipped import WEIGHTS
+
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        train(model, output or WEIGHTS / model, device, seed, steps)
+
+
+@app.command()
+def papers(
+    write: Annotated[
+        Path | None,
+        typer.Option(
+            help="Put the table between the markers of this document.",
+            dir_okay=False,
+            exists=True,
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Print the status of the 52 papers as Markdown.
+
+    - `python -m models papers`
+    - `python -m models papers --write README.md`
+    """
+    with _plain_errors():
+        from models.papers import table
+        from models.papers import write as write_table
+
+        if write is None:
+            print(table(), end="")
+        else:
+            write_table(write)
+
+
+def main() -> None:
+    app()
+
+
+class _Refused(Exception):
+    """Something on the command line that cannot be done."""
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Turn what a person can put right into one line and exit code 1."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _fail("interrupted")
+    except Exception as error:
+        if not isinstance(error, _expected()):
+            raise
+        _fail(str(error.args[0]) if isinstance(error, KeyError) else str(error))
+
+
+def _expected() -> tuple[type[Exception], ...]:
+    """Return the errors that are about the input. Asked only once there is one: it imports torch."""
+    from models.demo.recipes import UnknownRecipe
+    from models.registry import UnknownArchitecture
+    from models.weights.errors import WeightsError
+
+    return (
+        _Refused,
+        WeightsError,
+        UnknownArchitecture,
+        UnknownRecipe,
+        KeyError,
+        ValueError,
+        OSError,
+    )
+
+
+def _fail(message: str) -> None:
+    notes.print(f"[bold red]error:[/] {message}", highlight=False, soft_wrap=True)
+    raise typer.Exit(1)
+
+
+def _repository(given: Path | None) -> Path:
+    return (given or Settings().repository).expanduser().absolute()
+
+
+def _named_file(given: str) -> tuple[str, Path]:
+    name, equals, path = given.partition("=")
+    if not (name and equals and path) or "/" in name:
+        raise _Refused(f"--part {given}: say NAME=FILE")
+    return name, Path(path)
+
+
+def _agree(architecture: Architecture) -> bool:
+    """Show the licence; ask where the weights are not for every use and somebody is there to answer."""
+    licence = architecture.licence
+    use = "any use" if licence.commercial else "non-commercial use only"
+    notes.print(
+        f"{architecture.title}: weights under {licence.weights} ({use}), "
+        f"authors' code under {licence.code}",
+        highlight=False,
+    )
+    if licence.commercial:
+        return True
+    return sys.stdin.isatty() and typer.confirm("Is your use non-commercial?", err=True)
+
+
+@contextmanager
+def _progress() -> Iterator[Watch]:
+    """Show a bar for every file that is downloaded: size, rate, time left."""
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=notes) as progress:
+
+        def watch(source: Source) -> Watcher:
+            bar = progress.add_task(source.url.rsplit("/", 1)[-1], total=None)
+            return lambda received, total: progress.update(bar, completed=received, total=total)
+
+        yield watch
+
+
+def _report(installed: Installed) -> None:
+    card = installed.card
+    for warning in installed.warnings:
+        notes.print(f"[yellow]warning:[/] {warning}", highlight=False, soft_wrap=True)
+    state = "is served as" if installed.fresh else "is there already:"
+    default = f", the default for {card.task}" if card.default else ""
+    console.print(
+        f"{card.architecture}:{card.variant} {state} [bold]{card.id}[/] ({card.task}{default})",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if installed.fresh and card.weights.sha256:
+        console.print(f"SHA-256 {card.weights.sha256}", highlight=False, soft_wrap=True)
+
+
+def _described(a: Architecture) -> dict[str, Any]:
+    return {
+        "slug": a.slug,
+        "title": a.title,
+        "task": a.task,
+        "paper": a.paper.model_dump(),
+        "origin": a.origin,
+        "licence": a.licence.model_dump(),
+        "variants": [
+            {
+                "name": v.name,
+                "demo": v.demo,
+                "default": v.default,
+                "labels": len(v.labels),
+                "sources": [source.url for source in v.sources],
+            }
+            for v in a.variants.values()
+        ],
+    }

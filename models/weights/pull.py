@@ -1,0 +1,128 @@
+"""`pull`: a variant's published weights become a model that is served."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.architecture import Architecture, Source, Variant
+from models.registry import UnknownArchitecture, architectures, variant
+from models.repository import cards
+from models.weights.checkpoint import read_checkpoint
+from models.weights.conversion import convert
+from models.weights.download import PATIENCE, Patience, Watcher, download
+from models.weights.entry import MODEL, downloads, further_parts, install, place, staging
+from models.weights.errors import LicenceNotAccepted, NameRefused, WeightsError, WrongLabels
+from service.triton.cards import Card, WeightsRecord
+
+Watch = Callable[[Source], Watcher]
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A model that is in the repository now. `fresh` is false where it was there already."""
+
+    card: Card
+    warnings: tuple[str, ...] = ()
+    fresh: bool = True
+
+
+def unwatched(source: Source) -> Watcher:
+    """Let a download go on without being watched."""
+    return lambda received, total: None
+
+
+def published(name: str) -> tuple[Architecture, Variant]:
+    """Return what `slug`, `slug:variant` or the id of a variant names, if weights of it are published.
+
+    Raises UnknownArchitecture, and WeightsError where nothing is published.
+    """
+    known = architectures()
+    ids = {f"{a.slug}-{v}": f"{a.slug}:{v}" for a in known.values() for v in a.variants}
+    if ":" not in name and name not in known and name not in ids:
+        raise UnknownArchitecture(
+            f"no architecture or model {name!r}; `python -m models list` shows what there is"
+        )
+    found, chosen = variant(ids.get(name, name))
+    if not chosen.sources:
+        others = [f"{found.slug}:{v.name}" for v in found.variants.values() if v.sources]
+        raise WeightsError(
+            f"no weights of {found.slug}:{chosen.name} are published; "
+            + (f"there are those of {', '.join(others)}" if others else "bring your own with `add`")
+        )
+    return found, chosen
+
+
+def pull(
+    name: str,
+    repository: Path,
+    *,
+    hub: str | None = None,
+    accept_licence: bool = False,
+    replace: bool = False,
+    watch: Watch = unwatched,
+    patience: Patience = PATIENCE,
+) -> Installed:
+    """Download the published weights of `name`, convert them and write their entry.
+
+    They become the default of their task where that has only demo weights so far. Raises
+    UnknownArchitecture and WeightsError; after an error the repository is as it was, and what was
+    downloaded is kept for the next attempt.
+    """
+    found, chosen = published(name)
+    if not (found.licence.commercial or accept_licence):
+        raise LicenceNotAccepted(
+            f"the weights of {found.slug} are under {found.licence.weights}, which forbids "
+            "commercial use; say --accept-licence if yours is not commercial"
+        )
+    id, present = f"{found.slug}-{chosen.name}", {card.id: card for card in cards(repository)}
+    address = " ".join(source.url for source in chosen.sources if source.part == "model")
+    if id in present and not replace:
+        record = present[id].weights
+        if record.kind == "official" and record.source == address:
+            return Installed(present[id], fresh=False)
+        raise NameRefused(
+            f"{id} is in the repository with other weights; say --replace to replace it"
+        )
+    files = {
+        source: download(
+            source.url,
+            downloads(repository),
+            sha256=source.sha256,
+            hub=hub,
+            watch=watch(source),
+            patience=patience,
+        )
+        for source in chosen.sources
+    }
+    network = [file for source, file in files.items() if source.part == "model"]
+    with staging(repository) as folder:
+        converted = convert(
+            [read_checkpoint(file.path) for file in network], found, chosen.name, folder / MODEL
+        )
+        if chosen.labels and converted.classes not in (None, len(chosen.labels)):
+            raise WrongLabels(
+                f"{address} has {converted.classes} classes, "
+                f"{found.slug}:{chosen.name} has {len(chosen.labels)} labels"
+            )
+        further = further_parts(chosen)
+        place(
+            {part: [files[source].path for source in further[part]] for part in further},
+            found,
+            chosen,
+            folder,
+        )
+        record = WeightsRecord(
+            kind="official", source=address, sha256=" ".join(file.sha256 for file in network)
+        )
+        card = found.card(chosen.name, weights=record, parameter_count=converted.parameters)
+        settled = any(
+            c.default and c.task == card.task and c.weights.kind != "demo" and c.id != id
+            for c in present.values()
+        )
+        card = card.model_copy(update={"default": not settled})
+        install(repository, card, folder, found)
+    for file in files.values():
+        file.path.unlink()
+    return Installed(card, converted.warnings)
