@@ -21,10 +21,10 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as config_pb
 
 from models.entries import CONFIG, InvalidEntry, read_card
-from models.registry import architecture, architectures
+from models.registry import architecture
 from models.shipped import SHIPPED, shipped_parts
 from models.signatures import SIGNATURES, TensorSpec
-from service.triton.cards import CATALOGUE, Card, ImageInput, Task, WeightsRecord
+from service.triton.cards import CATALOGUE, Card, ImageInput, WeightsRecord
 
 _MODEL_PY = '"""Served by the shared backend."""\n\nfrom models.backend import TritonPythonModel\n\n__all__ = ["TritonPythonModel"]\n'
 _CATALOGUE_PY = _MODEL_PY.replace("models.backend", "models.catalogue").replace(
@@ -164,20 +164,6 @@ def describe(cards: Iterable[Card]) -> str:
             for c in cards
         ]
     )
-
-
-def default_models(repository: Path) -> list[str]:
-    """Return the ids that are the default of their task, the best weights first."""
-    best: dict[Task, Card] = {}
-    for card in cards(repository):
-        if card.default:
-            best.setdefault(card.task, card)
-    return [card.id for card in best.values()]
-
-
-def known_variants() -> list[str]:
-    """Return every `slug:variant` there is."""
-    return [f"{slug}:{name}" for slug, made in architectures().items() for name in made.variants]
 
 
 def _dims(spec: TensorSpec, image: ImageInput | None) -> list[int]:

@@ -1,0 +1,122 @@
+"""What holds for every registered architecture, and for every model whose weights ship."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.papers import PAPERS
+from models.registry import UnknownArchitecture, architecture, architectures, variant
+from models.repository import config, shipped
+from models.serving import Arrays, Device, Predictor
+from models.shipped import SHIPPED
+from models.signatures import SIGNATURES
+from service.triton.cards import Card, WeightsRecord
+
+VARIANTS = [(slug, name) for slug, made in architectures().items() for name in made.variants]
+PREDICTORS = [id for id in SHIPPED if not SIGNATURES[shipped(id)[0].task].streamed]
+NOT_OF_THE_52 = {"mtcnn"}
+
+
+def random_batch(card: Card, count: int) -> Arrays:
+    """Return inputs of the card's task: noise, at the card's size or at an odd one where any will do."""
+    stream = np.random.default_rng(5)
+    image = card.image
+    size = (image.height, image.width) if image and image.height and image.width else (90, 121)
+    batch: Arrays = {}
+    for spec in SIGNATURES[card.task].inputs:
+        if not spec.optional:
+            batch[spec.name] = stream.integers(0, 256, (count, 3, *size), dtype=np.uint8)
+    return batch
+
+
+@pytest.fixture(scope="module", params=PREDICTORS)
+def served(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Card, Predictor, Path]:
+    card, parts = shipped(request.param)
+    folder = tmp_path_factory.mktemp(request.param)
+    for name, source in parts.items():
+        (folder / name).symlink_to(source)
+    predictor = architecture(card.architecture).load(card, folder, Device())
+    assert isinstance(predictor, Predictor)
+    return card, predictor, folder
+
+
+@pytest.mark.parametrize(("slug", "name"), VARIANTS, ids=[":".join(v) for v in VARIANTS])
+def test_every_variant_has_a_card_and_a_configuration(slug: str, name: str) -> None:
+    card = architecture(slug).card(name, weights=WeightsRecord(kind="random"))
+    assert card.paper.slug in {row.slug for row in PAPERS} | NOT_OF_THE_52
+    assert Card.model_validate_json(card.model_dump_json(exclude_defaults=True)) == card
+    entry = config(card, "cpu")
+    assert entry.name == card.id
+    assert {i.name for i in entry.input} == {s.name for s in SIGNATURES[card.task].inputs}
+    for metric in card.metrics:
+        assert metric.origin == "published" or metric.note
+
+
+@pytest.mark.parametrize("slug", architectures())
+def test_exactly_one_variant_at_most_is_a_default(slug: str) -> None:
+    assert sum(v.default for v in architecture(slug).variants.values()) <= 1
+
+
+def test_unknown_names_are_explained() -> None:
+    with pytest.raises(UnknownArchitecture, match=r"known: .*convnext"):
+        architecture("convnxt")
+    with pytest.raises(UnknownArchitecture, match=r"it has: .*tiny-1k-224"):
+        variant("convnext:huge")
+    assert variant("convnext")[1].demo is False
+
+
+@pytest.mark.parametrize("id", SHIPPED)
+def test_shipped_weights_are_small(id: str) -> None:
+    card, parts = shipped(id)
+    limit = 4_200_000 if SIGNATURES[card.task].streamed else 2_100_000
+    assert sum(path.stat().st_size for path in parts.values()) <= limit
+    assert re.fullmatch("[0-9a-f]{64}", card.weights.sha256 or "")
+
+
+def test_outputs_are_those_of_the_task(served: tuple[Card, Predictor, Path]) -> None:
+    card, predictor, _ = served
+    outputs = predictor.predict(random_batch(card, 2))
+    expected = {spec.name: spec for spec in SIGNATURES[card.task].outputs}
+    assert outputs.keys() == expected.keys()
+    for name, array in outputs.items():
+        assert array.dtype == np.float32
+        assert array.shape[0] == 2
+        assert array.ndim == 1 + len(expected[name].dims)
+        assert np.isfinite(array).all()
+
+
+def test_equal_inputs_give_equal_outputs(served: tuple[Card, Predictor, Path]) -> None:
+    card, predictor, _ = served
+    first = predictor.predict(random_batch(card, 2))
+    second = predictor.predict(random_batch(card, 2))
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, second[name])
+
+
+def test_a_batch_equals_its_items(served: tuple[Card, Predictor, Path]) -> None:
+    card, predictor, _ = served
+    batch = random_batch(card, 3)
+    together = predictor.predict(batch)
+    for index in range(3):
+        alone = predictor.predict({name: array[index : index + 1] for name, array in batch.items()})
+        for name, array in alone.items():
+            rows = array.shape[1] if array.ndim > 1 else None
+            np.testing.assert_allclose(together[name][index][:rows], array[0], atol=2e-4)
+
+
+def test_bfloat16_agrees(served: tuple[Card, Predictor, Path]) -> None:
+    card, predictor, folder = served
+    half = architecture(card.architecture).load(card, folder, Device(dtype=torch.bfloat16))
+    assert isinstance(half, Predictor)
+    batch = random_batch(card, 2)
+    for name in ("SCORES",):
+        exact, rough = predictor.predict(batch)[name], half.predict(batch)[name]
+        if exact.shape == rough.shape:
+            np.testing.assert_allclose(rough, exact, atol=0.08)
