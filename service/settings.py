@@ -44,9 +44,9 @@ class StorageSettings(_Group):
 class JobSettings(_Group):
     """Leases, attempts and lifetimes of jobs."""
 
-    lease_s: float = 30.0
-    max_attempts: int = 3
-    concurrency: int = 4
+    lease_s: float = Field(default=30.0, gt=0)
+    max_attempts: int = Field(default=3, ge=1)
+    concurrency: int = Field(default=4, ge=1)
     result_ttl_s: float = 24 * 3600.0
     record_ttl_s: float = 7 * 24 * 3600.0
     idempotency_ttl_s: float = 24 * 3600.0
@@ -54,6 +54,12 @@ class JobSettings(_Group):
     run_timeout_s: float = 3600.0
     max_queued: int = 100_000
     drain_s: float = 20.0
+
+
+class WorkerSettings(_Group):
+    """The worker process. `metrics_port` 0 serves no metrics; they are served on `host`."""
+
+    metrics_port: int = Field(default=0, ge=0, le=65535)
 
 
 class LimitSettings(_Group):
@@ -86,6 +92,7 @@ class Settings(BaseSettings):
     redis: RedisSettings = RedisSettings()
     storage: StorageSettings = StorageSettings()
     jobs: JobSettings = JobSettings()
+    worker: WorkerSettings = WorkerSettings()
     limits: LimitSettings = LimitSettings()
 
     @property
