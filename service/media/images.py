@@ -158,7 +158,7 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
             f"the picture has {width} x {height} = {width * height:,} pixels; "
             f"the limit is {max_pixels:,}",
             code="too_many_pixels",
-            limit=max_pixels,
+            limit={"name": "image_pixels", "pixels": max_pixels},
         )
     if width < 1 or height < 1:
         raise BadInput("the picture has no pixels", code="corrupt_image")
@@ -170,14 +170,14 @@ def _check_sides(size: tuple[int, int], contract: ImageInput) -> None:
             f"the picture is {size[0]} x {size[1]} pixels; this model takes sides of "
             f"{contract.min_side} and more",
             code="image_too_small",
-            limit=contract.min_side,
+            limit={"name": "min_side", "pixels": contract.min_side},
         )
     if max(size) > contract.max_side:
         raise PayloadTooLarge(
             f"the picture is {size[0]} x {size[1]} pixels; this model takes sides of "
             f"{contract.max_side} and less",
             code="too_many_pixels",
-            limit=contract.max_side,
+            limit={"name": "max_side", "pixels": contract.max_side},
         )
 
 

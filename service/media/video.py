@@ -8,6 +8,7 @@ At no time is more than one frame held, however long the clip.
 
 from __future__ import annotations
 
+import os
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Generator, Iterator, Sequence
@@ -49,6 +50,9 @@ _CODECS = frozenset(
 
 # More frames a second than any camera's, times the seconds allowed, bounds the index.
 _FASTEST = 240
+
+# Each thread of a decoder holds a frame of its own.
+_THREADS = min(4, os.cpu_count() or 1)
 
 _TURNS = {
     90: Image.Transpose.ROTATE_90,
@@ -109,7 +113,7 @@ def probe(source: bytes | Path, limits: LimitSettings) -> VideoIndex:
                 raise PayloadTooLarge(
                     f"the video has more than {most:,} frames",
                     code="too_many_frames",
-                    limit=most,
+                    limit={"name": "video_seconds", "frames": most},
                 )
             last_duration = packet.duration or last_duration
             if packet.pts is None:
@@ -281,7 +285,8 @@ def _opened(source: bytes | Path) -> Iterator[tuple[InputContainer, VideoStream]
             if not container.streams.video:
                 raise BadInput("the file has no video stream", code="no_video_stream")
             stream = container.streams.video[0]
-            stream.thread_type = "SLICE"
+            stream.thread_type = "AUTO"
+            stream.codec_context.thread_count = _THREADS
             yield container, stream
     except FFmpegError as error:
         raise BadInput(
@@ -313,7 +318,7 @@ def _check_seconds(seconds: float, limits: LimitSettings) -> None:
         raise PayloadTooLarge(
             f"the video lasts {seconds:.1f} s; the limit is {limits.video_seconds:g} s",
             code="video_too_long",
-            limit=limits.video_seconds,
+            limit={"name": "video_seconds", "seconds": limits.video_seconds},
         )
 
 
@@ -323,7 +328,7 @@ def _check_pixels(width: int, height: int, limits: LimitSettings) -> None:
             f"the video's frames have {width} x {height} = {width * height:,} pixels; "
             f"the limit is {limits.video_pixels:,}",
             code="too_many_pixels",
-            limit=limits.video_pixels,
+            limit={"name": "video_pixels", "pixels": limits.video_pixels},
         )
 
 

@@ -1,0 +1,17 @@
+"""The tasks: one package each, with the trio `endpoints.py`, `schemas.py`, `pipeline.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from service.tasks.classify.pipeline import Classify
+from service.tasks.contract import Pipeline
+from service.tasks.deepfake.pipeline import DetectDeepfake
+from service.tasks.generate.pipeline import GenerateImage
+
+__all__ = ["PIPELINES"]
+
+PIPELINES: dict[str, Pipeline[Any]] = {
+    pipeline.name: pipeline for pipeline in (Classify(), DetectDeepfake(), GenerateImage())
+}
+"""Every task by the name that job records, paths and metrics use."""

@@ -38,6 +38,13 @@ class Upload:
     def read(self) -> bytes:
         return self.data if isinstance(self.data, bytes) else self.data.read_bytes()
 
+    def head(self, count: int) -> bytes:
+        """Return the first `count` bytes."""
+        if isinstance(self.data, bytes):
+            return self.data[:count]
+        with self.data.open("rb") as file:
+            return file.read(count)
+
 
 @dataclass(frozen=True, slots=True)
 class Attachment:

@@ -1,0 +1,78 @@
+"""Classification: one picture in, its most probable labels out."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import BadInput, UnsupportedMedia
+from service.media.images import decode_image, to_model_input
+from service.media.sniff import HEAD_BYTES, sniff
+from service.media.threads import in_thread
+from service.tasks.classify.schemas import Classification, ClassifyParameters, Prediction
+from service.tasks.contract import Context, Outcome, Pipeline, Report, Upload
+from service.tasks.schemas import Size, origin, probability
+from service.triton.cards import Card, ImageInput, Task
+
+
+class Classify(Pipeline[ClassifyParameters]):
+    """Decode, the card's own pre-processing, one request to Triton, the best labels."""
+
+    name: ClassVar[str] = "classify"
+    parameters = ClassifyParameters
+
+    async def check(self, parameters: ClassifyParameters, context: Context) -> ClassifyParameters:
+        card = await context.triton.resolve(Task.CLASSIFICATION, parameters.model)
+        return parameters.model_copy(update={"model": card.id})
+
+    async def run(
+        self,
+        parameters: ClassifyParameters,
+        upload: Upload | None,
+        context: Context,
+        report: Report,
+    ) -> Outcome:
+        card = await context.triton.resolve(Task.CLASSIFICATION, parameters.model)
+        if upload is None:
+            raise BadInput("classification needs a picture", code="missing_input")
+        started = perf_counter()
+        pixels, size = await in_thread(
+            _model_input, upload, card.image or ImageInput(), context.settings.limits.image_pixels
+        )
+        decoded = perf_counter()
+        context.timings.add("decode", decoded - started)
+        answer = await context.triton.infer(card.id, {"IMAGE": pixels[None]})
+        context.timings.add("infer", perf_counter() - decoded)
+        classification = Classification(
+            **origin(card, context.timings),
+            activation=card.activation,
+            predictions=best(answer["SCORES"][0], card, parameters.top_k),
+            image=size,
+        )
+        return Outcome(classification.model_dump())
+
+
+def best(scores: NDArray[np.float32], card: Card, count: int) -> list[Prediction]:
+    """Return the `count` highest of `scores` [labels]; equal ones in the order of the labels."""
+    order = np.argsort(-scores, kind="stable")[:count]
+    return [
+        Prediction(
+            label=card.labels[i] if i < len(card.labels) else f"class {i}",
+            index=i,
+            score=probability(scores[i], card),
+        )
+        for i in map(int, order)
+    ]
+
+
+def _model_input(
+    upload: Upload, contract: ImageInput, max_pixels: int
+) -> tuple[NDArray[np.uint8], Size]:
+    known = sniff(upload.head(HEAD_BYTES))
+    if known is not None and known[0] == "video":
+        raise UnsupportedMedia("the upload is a video; no model served here classifies videos")
+    image = decode_image(upload.read(), max_pixels)
+    return to_model_input(image, contract), Size(width=image.width, height=image.height)

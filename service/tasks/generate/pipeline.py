@@ -1,0 +1,193 @@
+"""Pictures from a prompt: one streamed request to Triton for each, side by side so that it batches them."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from io import BytesIO
+from time import perf_counter
+from typing import Any, ClassVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from service.errors import ModelFailed
+from service.media.threads import in_thread
+from service.tasks.concurrency import together
+from service.tasks.contract import Attachment, Context, Outcome, Pipeline, Progress, Report, Upload
+from service.tasks.generate.schemas import (
+    Format,
+    GeneratedImage,
+    GeneratedImages,
+    GenerateImageParameters,
+)
+from service.tasks.parameters import complete
+from service.tasks.schemas import origin
+from service.triton.cards import Card, Task
+from service.triton.client import Triton
+from service.triton.tensors import Array
+
+SEEDS = 2**63
+
+# How the settings of a card become Triton's tensors.
+_TENSORS: dict[str, type[np.generic]] = {
+    "steps": np.int32,
+    "guidance": np.float32,
+    "width": np.int32,
+    "height": np.int32,
+}
+
+_ENCODING: dict[Format, dict[str, Any]] = {
+    "png": {"compress_level": 4},
+    "webp": {"quality": 90},
+    "jpeg": {"quality": 92, "subsampling": 0},
+}
+
+
+class GenerateImage(Pipeline[GenerateImageParameters]):
+    """Check against the card, denoise with progress, encode."""
+
+    name: ClassVar[str] = "generate-image"
+    parameters = GenerateImageParameters
+    takes_upload: ClassVar[bool] = False
+
+    async def check(
+        self, parameters: GenerateImageParameters, context: Context
+    ) -> GenerateImageParameters:
+        card = await context.triton.resolve(Task.TEXT_TO_IMAGE, parameters.model)
+        settings = _settings(parameters, card)
+        # The seed is drawn when the job runs: a request that is sent twice with one
+        # Idempotency-Key must stay the same request.
+        completed = {name: settings.get(name) for name in (*_TENSORS, "n")}
+        return parameters.model_copy(update={"model": card.id, **completed})
+
+    async def run(
+        self,
+        parameters: GenerateImageParameters,
+        upload: Upload | None,
+        context: Context,
+        report: Report,
+    ) -> Outcome:
+        card = await context.triton.resolve(Task.TEXT_TO_IMAGE, parameters.model)
+        settings = _settings(parameters, card)
+        first = secrets.randbelow(SEEDS) if parameters.seed is None else parameters.seed
+        seeds = [(first + i) % SEEDS for i in range(settings["n"])]
+        started = perf_counter()
+        progress = _Progress(report, [settings["steps"]] * len(seeds))
+        pictures = await together(
+            _generate(context.triton, card, parameters.prompt, settings, seed, progress.part(i))
+            for i, seed in enumerate(seeds)
+        )
+        denoised = perf_counter()
+        context.timings.add("infer", denoised - started)
+        await progress.stage("encoding")
+        described = {"prompt": parameters.prompt, "model": card.id, "weights": card.weights.kind}
+        used = {name: settings[name] for name in _TENSORS}
+        files = await together(
+            in_thread(encode, pixels, parameters.format, described | used | {"seed": seed})
+            for pixels, seed in zip(pictures, seeds, strict=True)
+        )
+        context.timings.add("encode", perf_counter() - denoised)
+        kind = f"image/{parameters.format}"
+        attachments = tuple(
+            Attachment(f"image-{i}.{parameters.format}", kind, data) for i, data in enumerate(files)
+        )
+        result = GeneratedImages(
+            **origin(card, context.timings),
+            prompt=parameters.prompt,
+            seed=first,
+            parameters=used | {"n": len(seeds), "format": parameters.format},
+            images=[
+                GeneratedImage(
+                    name=attachment.name,
+                    content_type=kind,
+                    seed=seed,
+                    width=pixels.shape[1],
+                    height=pixels.shape[0],
+                )
+                for attachment, seed, pixels in zip(attachments, seeds, pictures, strict=True)
+            ],
+        )
+        return Outcome(result.model_dump(), attachments)
+
+
+def encode(pixels: NDArray[np.uint8], format: Format, described: Mapping[str, Any]) -> bytes:
+    """Return a picture [H, W, 3] as a file; a PNG carries `described` as text chunks."""
+    info = PngInfo()
+    for name, value in ({"Software": "Vitrine"} | dict(described)).items():
+        info.add_itxt(name, str(value))
+    options = _ENCODING[format] | ({"pnginfo": info} if format == "png" else {})
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, format, **options)
+    return file.getvalue()
+
+
+def _settings(parameters: GenerateImageParameters, card: Card) -> dict[str, Any]:
+    """Return what the picture is made with: the caller's settings, else the card's defaults.
+
+    Raises InvalidParameter as `complete` does, ModelFailed if the card leaves one open.
+    """
+    given = {name: getattr(parameters, name) for name in (*_TENSORS, "n")}
+    for name in ("prompt", "seed"):
+        if name in card.parameters:
+            given[name] = getattr(parameters, name)
+    settings = complete(card, given)
+    missing = [name for name in _TENSORS if settings.get(name) is None]
+    if missing:
+        raise ModelFailed(f"the card of model {card.id!r} has no default for {', '.join(missing)}")
+    return settings | {"n": settings.get("n") or 1}
+
+
+async def _generate(
+    triton: Triton,
+    card: Card,
+    prompt: str,
+    settings: Mapping[str, Any],
+    seed: int,
+    report: Callable[[int, int], Awaitable[None]],
+) -> NDArray[np.uint8]:
+    """Return one picture [H, W, 3]. Whoever cancels this cancels the request in Triton."""
+    inputs: dict[str, Array] = {
+        "PROMPT": np.array([prompt], object),
+        "SEED": np.array([seed], np.int64),
+        **{name.upper(): np.array([settings[name]], kind) for name, kind in _TENSORS.items()},
+    }
+    responses = cast(AsyncGenerator[dict[str, Array], None], triton.stream(card.id, inputs))
+    picture: NDArray[np.uint8] | None = None
+    async with aclosing(responses):
+        async for response in responses:
+            if "PROGRESS" in response:
+                step, steps = response["PROGRESS"]
+                await report(int(step), int(steps))
+            picture = response.get("IMAGE", picture)
+    if picture is None:
+        raise ModelFailed(f"model {card.id!r} ended without a picture")
+    return picture
+
+
+class _Progress:
+    """The steps of several pictures as those of one task."""
+
+    def __init__(self, report: Report, steps: list[int]) -> None:
+        self._report = report
+        self._done = [0] * len(steps)
+        self._steps = steps
+        self._order = asyncio.Lock()
+
+    def part(self, number: int) -> Callable[[int, int], Awaitable[None]]:
+        """Return what picture `number` calls with (step, steps)."""
+
+        async def advance(step: int, steps: int) -> None:
+            self._done[number], self._steps[number] = step, steps
+            await self.stage("denoising")
+
+        return advance
+
+    async def stage(self, name: str) -> None:
+        # One report at a time, so that the last one to arrive is the furthest.
+        async with self._order:
+            await self._report(Progress(sum(self._done), sum(self._steps), name))
