@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 
 from service.http.idempotency import Answers
 from service.jobs.queue import Queue
+from service.jobs.results import ResultStore
 from service.media.fetch import Fetcher
 from service.observability.metrics import Metrics
 from service.settings import Settings
@@ -31,6 +32,7 @@ class Gateway:
     triton: Triton
     queue: Queue
     store: Store
+    results: ResultStore
     answers: Answers
     fetcher: Fetcher
     metrics: Metrics
@@ -40,6 +42,7 @@ class Gateway:
 @asynccontextmanager
 async def open_gateway(settings: Settings, metrics: Metrics) -> AsyncIterator[Gateway]:
     """Connect to Triton, Redis and the storage. None of them has to be up."""
+    store = Store(settings)
     async with (
         TritonClient(settings.triton) as triton,
         Queue(settings.redis, settings.jobs) as queue,
@@ -48,7 +51,8 @@ async def open_gateway(settings: Settings, metrics: Metrics) -> AsyncIterator[Ga
             settings=settings,
             triton=triton,
             queue=queue,
-            store=Store(settings),
+            store=store,
+            results=ResultStore(store),
             answers=Answers(queue.connection, settings),
             fetcher=Fetcher(settings.limits),
             metrics=metrics,

@@ -20,6 +20,7 @@ from service.http.parameters import validate
 from service.http.preferences import Preferences, preferences, wants
 from service.jobs.record import Job, State, Submission
 from service.jobs.responses import job_response, media_response
+from service.jobs.results import upload_key
 from service.tasks.contract import (
     Context,
     Outcome,
@@ -120,7 +121,7 @@ class _Call:
             job = await queue.submit(submission)
             return job, job.id != submission.id
         await queue.ping()  # no upload is stored for a queue that cannot take its job
-        key = f"uploads/{submission.id}"
+        key = upload_key(submission.id)
         submission = submission.model_copy(
             update={
                 "upload_key": key,

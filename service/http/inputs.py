@@ -119,25 +119,20 @@ class _Reader:
         return document
 
     async def _raw(self, media_type: str, required: bool) -> Upload | None:
-        spool: Spool | None = None
-        async for chunk in self._request.stream():
-            if not chunk:
-                continue
-            if spool is None:
-                self._refuse_length(media_type)
-                spool = self._open(media_type, "upload")
-            await spool.write(chunk)
-        if spool is not None:
-            return await spool.finish()
-        if required:
-            raise BadInput("The body is empty.", code="empty_body")
-        return None
-
-    def _refuse_length(self, media_type: str) -> None:
-        length = self._request.headers.get("content-length", "")
+        headers = self._request.headers
+        length = int(headers.get("content-length", "0"))
+        if not length and "transfer-encoding" not in headers:
+            if required:
+                raise BadInput("The body is empty.", code="empty_body")
+            return None
+        # What the head alone tells to be wrong is refused before any of the body is read.
+        spool = self._open(media_type, "upload")
         limit = self._limits.image_body_bytes
-        if media_type.startswith("image/") and length.isdecimal() and int(length) > limit:
+        if media_type.startswith("image/") and length > limit:
             raise too_large("The picture", "image_body_bytes", limit)
+        async for chunk in self._request.stream():
+            await spool.write(chunk)
+        return await spool.finish()
 
     async def _medium(self, upload: Upload | None, parameters: dict[str, Any]) -> Upload:
         """Return the upload, or the medium that a parameter names (and take that parameter out)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -11,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from service.deps import Gateway
-from service.errors import ResultNotReady
+from service.errors import NotFound, ResultNotReady
 from service.jobs.record import Job, JobResult, ResultFile, State
 from service.jobs.schemas import JobView, ResultView
 
@@ -20,14 +21,17 @@ async def job_response(
     gateway: Gateway, job: Job, status: int = 200, headers: dict[str, str] | None = None
 ) -> Response:
     """Return the job, with its document where it succeeded."""
-    document = await _document(gateway, job) if job.state is State.SUCCEEDED else None
+    document: dict[str, Any] | None = None
+    if job.state is State.SUCCEEDED:
+        with suppress(NotFound):  # the record outlives the result
+            document = await gateway.results.document(job)
     return _json(JobView.of(job, document), status, headers)
 
 
 async def result_response(gateway: Gateway, job: Job) -> Response:
     """Return the result's document and links to its media."""
     assert job.result is not None
-    return _json(ResultView.of(job.id, job.result, await _document(gateway, job)))
+    return _json(ResultView.of(job.id, job.result, await gateway.results.document(job)))
 
 
 async def media_response(
@@ -57,9 +61,7 @@ async def media_response(
         status = 206
         answer["Content-Range"] = f"bytes {start}-{end - 1}/{file.bytes}"
     answer["Content-Length"] = str(end - start)
-    assert job.result is not None
-    key = f"{job.result.prefix}/files/{file.name}"
-    chunks = await gateway.store.stream(key, start, end)
+    chunks = await gateway.results.open(job, file.name, start, end)
     return StreamingResponse(chunks, status, answer, media_type=file.content_type)
 
 
@@ -75,13 +77,6 @@ def succeeded(job: Job) -> tuple[Job, JobResult]:
             **extra,
         )
     return job, job.result
-
-
-async def _document(gateway: Gateway, job: Job) -> dict[str, Any]:
-    assert job.result is not None
-    stored = await gateway.store.get(f"{job.result.prefix}/document.json")
-    document: dict[str, Any] = orjson.loads(stored)
-    return document
 
 
 def _range(header: str, size: int) -> tuple[int, int] | None:

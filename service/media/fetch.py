@@ -13,6 +13,7 @@ import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import PurePosixPath
 from typing import Self
@@ -50,7 +51,6 @@ class Fetcher:
     def __init__(self, limits: LimitSettings, allowed: Sequence[Network] = ()) -> None:
         self._limits = limits
         self._allowed = allowed
-        self._tls = ssl.create_default_context()
 
     @asynccontextmanager
     async def open(self, url: str) -> AsyncIterator[Remote]:
@@ -61,7 +61,7 @@ class Fetcher:
         """
         seconds = self._limits.fetch_seconds
         try:
-            async with asyncio.timeout(seconds) as deadline, self._client() as client:
+            async with asyncio.timeout(seconds) as deadline, _PinnedClient(self._tls) as client:
                 target = _parse(url)
                 for _ in range(_REDIRECTS + 1):
                     async with client.stream_pinned(target, await self._resolve(target)) as answer:
@@ -84,8 +84,9 @@ class Fetcher:
                 f"The URL cannot be read: {type(error).__name__}.", code="url_failed"
             ) from error
 
-    def _client(self) -> _PinnedClient:
-        return _PinnedClient(self._tls)
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        return httpx2.create_ssl_context()
 
     def _remote(self, url: httpx2.URL, answer: httpx2.Response) -> Remote:
         if answer.status_code != 200:
