@@ -14,6 +14,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from models.demo.recipes import recipe
 
 RECORD = "training.json"
+# Share of the training between two lines of a log, where there is no terminal for a bar.
+LOG_EVERY = 0.05
 
 
 def train(
@@ -40,11 +42,18 @@ def train(
             TimeRemainingColumn(),
             TextColumn("{task.description}"),
             console=console,
+            disable=not console.is_terminal,
         ) as progress:
             bar = progress.add_task("starting", total=1.0, model=model_id)
 
+            told = 0.0
+
             def report(share: float, stage: str) -> None:
+                nonlocal told
                 progress.update(bar, completed=share, description=stage)
+                if not console.is_terminal and share >= told:
+                    console.print(f"{model_id}: {share:.0%}, {stage}")
+                    told = share + LOG_EVERY
 
             scores = chosen.train(staged, device, seed, report, steps=steps)
         minutes = (time.monotonic() - started) / 60

@@ -1,0 +1,44 @@
+"""Inputs to try: a drawn picture, a drawn clip, a prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, get_args
+
+from PIL import Image
+
+from models.demo import clips, shapes
+
+__all__ = ["TASKS", "SampleTask", "UnknownTask", "write_sample"]
+
+SampleTask = Literal["classify", "deepfake", "generate"]
+TASKS: tuple[str, ...] = get_args(SampleTask)
+PICTURE_SIDE = 256
+
+
+class UnknownTask(ValueError):
+    """No sample for that task; the message lists the tasks there are."""
+
+
+def write_sample(task: str, path: Path, seed: int = 0, manipulated: bool = True) -> str:
+    """Write an input for `task` to `path` and return what it shows, the right answer included.
+
+    `classify`: a PNG (or what the suffix of `path` says) of one coloured shape, 256 x 256.
+    `deepfake`: an MP4 of two seconds, manipulated or real. `generate`: a prompt as text.
+    All are held out: seed 0 is the first that no demo model was trained on.
+    Raises UnknownTask; ValueError for a negative seed or a suffix that is no picture format.
+    """
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; it must be 0 or more")
+    if task == "classify":
+        pixels, scene = shapes.draw(shapes.HELD_OUT + seed, PICTURE_SIDE)
+        Image.fromarray(pixels).save(path)
+        return scene.caption
+    if task == "deepfake":
+        clips.write_clip(path, clips.HELD_OUT + seed, manipulated)
+        return "a manipulated clip" if manipulated else "a real clip"
+    if task == "generate":
+        scene = shapes.draw(shapes.HELD_OUT + seed, objects=None)[1]
+        path.write_text(scene.caption + "\n")
+        return scene.caption
+    raise UnknownTask(f"no sample for {task!r}; there are: {', '.join(TASKS)}")
