@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -54,6 +54,9 @@ AcceptLicence = Annotated[
     bool, typer.Option("--accept-licence", help="Agree to weights for non-commercial use only.")
 ]
 Replace = Annotated[bool, typer.Option("--replace", help="Replace a model of the same name.")]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"], typer.Option(help="auto takes the GPU where there is one.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -69,9 +72,9 @@ def pull(
 
     An interrupted download goes on where it stopped when the command is given again.
 
-    - `python -m models pull convnext` (the first variant)
-    - `python -m models pull convnext:base-22k-1k-384`
-    - `python -m models pull genconvit:both --accept-licence`
+    - `vitrine pull convnext` (the first variant)
+    - `vitrine pull convnext:base-22k-1k-384`
+    - `vitrine pull genconvit:both --accept-licence`
     """
     with _plain_errors():
         from models.weights.pull import published, pull
@@ -131,7 +134,8 @@ def add(
         ),
     ] = None,
     precision: Annotated[
-        str, typer.Option(help="Store as float32, bfloat16 or float16, or keep what the file has.")
+        Literal["keep", "float32", "bfloat16", "float16"],
+        typer.Option(help="How to store the weights; keep leaves them as the file has them."),
     ] = "keep",
     default: Annotated[
         bool, typer.Option("--default", help="Make it the default model of its task.")
@@ -142,12 +146,10 @@ def add(
 ) -> None:
     """Serve your own checkpoint; a running service needs no restart.
 
-    - `python -m models add flowers --architecture convnext:tiny-1k-224 --checkpoint best.pth --labels flowers.txt`
-    - `python -m models add flowers --architecture convnext --checkpoint run.ckpt --key model_ema --replace --default`
+    - `vitrine add flowers --architecture convnext:tiny-1k-224 --checkpoint best.pth --labels flowers.txt`
+    - `vitrine add flowers --architecture convnext --checkpoint run.ckpt --key model_ema --replace --default`
     """
     with _plain_errors():
-        if precision not in ("keep", "float32", "bfloat16", "float16"):
-            raise _Refused("--precision is keep, float32, bfloat16 or float16")
         parts = dict(_named_file(given) for given in part or ())
         from models.weights.add import add
         from models.weights.labels import read_labels
@@ -179,7 +181,7 @@ def remove(
 
     - `python -m models remove flowers`
     """
-    with _plain_errors():
+    with _plain_errors(KeyError):
         from models.repository import remove_entry
 
         remove_entry(_repository(repository), name)
@@ -188,7 +190,7 @@ def remove(
 
 @app.command("list")
 def list_architectures(as_json: AsJson = False) -> None:
-    """Show every architecture and its variants: what `pull` and `add` take.
+    """Show every architecture with its variants: what `pull` and `add` take.
 
     - `python -m models list`
     - `python -m models list --json`
@@ -200,20 +202,21 @@ def list_architectures(as_json: AsJson = False) -> None:
         if as_json:
             print(json.dumps([_described(a) for a in known], indent=2))
             return
-        table = Table("architecture", "task", "paper", "licence of the weights", "variants")
+        table = Table("variant", "weights", "licence of the weights", "paper")
+        table.columns[0].no_wrap = True
         for a in known:
-            variants = ", ".join(
-                f"{v.name} (demo)" if v.demo else v.name for v in a.variants.values()
-            )
-            licence = a.licence.weights + ("" if a.licence.commercial else " (non-commercial)")
-            table.add_row(a.slug, a.task, f"{a.paper.title}, {a.paper.year}", licence, variants)
+            licence = a.licence.weights + ("" if a.licence.commercial else ", non-commercial")
+            for v in a.variants.values():
+                weights = "published" if v.sources else "demo" if v.demo else "your own"
+                table.add_row(f"{a.slug}:{v.name}", weights, licence, a.paper.title)
+            table.add_section()
         console.print(table)
 
 
 @app.command("repository")
 def write_repository(
     repository: Repository = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     models: Annotated[
         list[str] | None,
         typer.Option(help="A model to start with; give it several times.", show_default=False),
@@ -222,12 +225,10 @@ def write_repository(
 ) -> None:
     """Bring the model repository up to date and show the models to start with.
 
-    - `python -m models repository --device cpu --json`
-    - `python -m models repository --models convnext-demo --models mtcnn`
+    - `vitrine repository --device cpu --json`
+    - `vitrine repository --models convnext-demo --models mtcnn`
     """
-    with _plain_errors():
-        if device not in ("auto", "cpu", "cuda"):
-            raise _Refused("--device is auto, cpu or cuda")
+    with _plain_errors(KeyError):
         from models.repository import build, describe
 
         cards = build(_repository(repository), device, models or None)
@@ -254,7 +255,7 @@ def train_demo(
             show_default=False,
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Fewer steps, for a trial.", show_default=False)
@@ -262,8 +263,8 @@ def train_demo(
 ) -> None:
     """Train a demo model from scratch on drawn pictures and print its held-out score.
 
-    - `python -m models train-demo convnext-demo`
-    - `python -m models train-demo micro-dit-demo --steps 20 -o /tmp/trial`
+    - `vitrine train-demo convnext-demo`
+    - `vitrine train-demo micro-dit-demo --steps 20 -o /tmp/trial`
     """
     with _plain_errors():
         import torch
@@ -293,7 +294,7 @@ def papers(
     - `python -m models papers`
     - `python -m models papers --write README.md`
     """
-    with _plain_errors():
+    with _plain_errors(ValueError):
         from models.papers import table
         from models.papers import write as write_table
 
@@ -312,14 +313,14 @@ class _Refused(Exception):
 
 
 @contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Turn what a person can put right into one line and exit code 1."""
+def _plain_errors(*more: type[Exception]) -> Iterator[None]:
+    """Turn what a person can put right, and errors of the types `more`, into one line and exit code 1."""
     try:
         yield
     except KeyboardInterrupt:
         _fail("interrupted")
     except Exception as error:
-        if not isinstance(error, _expected()):
+        if not isinstance(error, (*_expected(), *more)):
             raise
         _fail(str(error.args[0]) if isinstance(error, KeyError) else str(error))
 
@@ -330,15 +331,7 @@ def _expected() -> tuple[type[Exception], ...]:
     from models.registry import UnknownArchitecture
     from models.weights.errors import WeightsError
 
-    return (
-        _Refused,
-        WeightsError,
-        UnknownArchitecture,
-        UnknownRecipe,
-        KeyError,
-        ValueError,
-        OSError,
-    )
+    return (_Refused, WeightsError, UnknownArchitecture, UnknownRecipe, OSError)
 
 
 def _fail(message: str) -> None:
@@ -365,6 +358,7 @@ def _agree(architecture: Architecture) -> bool:
         f"{architecture.title}: weights under {licence.weights} ({use}), "
         f"authors' code under {licence.code}",
         highlight=False,
+        soft_wrap=True,
     )
     if licence.commercial:
         return True
