@@ -1,0 +1,170 @@
+"""`vitrine models`: what can be asked, with weights and licences."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from service.cli.connection import Json, Url, connected
+from service.cli.output import console, messages, print_json
+
+models = typer.Typer(help="List, load and unload models.")
+
+_STATES = {"ready": "green", "loading": "yellow", "failed": "red"}
+ModelId = Annotated[str, typer.Argument(metavar="ID", help="The model's id.", show_default=False)]
+
+
+@models.callback(invoke_without_command=True)
+def list_models(
+    context: typer.Context,
+    task: Annotated[str | None, typer.Option(help="Only models of this task.")] = None,
+    json: Json = False,
+    url: Url = None,
+) -> None:
+    """List the models with their tasks, weights, licences and states.
+
+    \b
+    Examples:
+      vitrine models
+      vitrine models --task deepfake
+      vitrine models show mtcnn
+      vitrine models load convnext-base-1k-224
+    """
+    if context.invoked_subcommand is not None:
+        context.obj = url
+        return
+    with connected(url) as client:
+        listed = client.models(task)
+    if json:
+        print_json(listed)
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
+    for heading in ("MODEL", "TASK", "WEIGHTS", "LICENCE OF THE WEIGHTS", "STATE"):
+        table.add_column(heading, no_wrap=True)
+    for model in listed["data"]:
+        name = Text(model["id"], style="bold" if model["default"] else "")
+        table.add_row(
+            name,
+            model["task"],
+            _weights(model),
+            _licence(model),
+            Text(model["state"], style=_STATES.get(model["state"], "dim")),
+        )
+    console.print(table)
+    console.print("Bold: the default of its task.", style="dim")
+
+
+@models.command()
+def show(context: typer.Context, model_id: ModelId, json: Json = False, url: Url = None) -> None:
+    """Show a model's card: paper, licence, input, parameters, figures."""
+    with connected(url or context.obj) as client:
+        card = client.model(model_id)
+    if json:
+        print_json(card)
+        return
+    paper = card["paper"]
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    arxiv = f", arXiv {paper['arxiv']}" if paper.get("arxiv") else ""
+    rows: list[tuple[str, Any]] = [
+        ("model", Text(card["id"], style="bold")),
+        ("title", card["title"]),
+        ("task", card["task"]),
+        ("paper", f"{paper['title']} ({paper['year']}{arxiv})"),
+        ("architecture", f"{card['architecture']}, variant {card['variant']}"),
+        ("implementation", card["origin"]),
+        ("weights", _weights(card)),
+        ("licence", _licence(card)),
+        ("code licence", card["licence"]["code"]),
+        ("input", _input(card)),
+        ("labels", _labels(card["labels"])),
+        ("state", Text(card["state"], style=_STATES.get(card["state"], "dim"))),
+    ]
+    rows += [("parameter", _parameter(name, p)) for name, p in card["parameters"].items()]
+    rows += [
+        (m["origin"], f"{m['name']} {m['value']:g} on {m['dataset']}" + _note(m))
+        for m in card["metrics"]
+    ]
+    rows += [("note", note) for note in card["notes"]]
+    for heading, value in rows:
+        if value:
+            table.add_row(heading, value)
+    console.print(table)
+
+
+@models.command()
+def load(context: typer.Context, model_id: ModelId, json: Json = False, url: Url = None) -> None:
+    """Load a model now; otherwise its first use does."""
+    with connected(url or context.obj) as client, messages.status(f"loading {model_id}"):
+        model = client.load(model_id)
+    _report(model_id, model, json)
+
+
+@models.command()
+def unload(context: typer.Context, model_id: ModelId, json: Json = False, url: Url = None) -> None:
+    """Unload a model to free its memory."""
+    with connected(url or context.obj) as client, messages.status(f"unloading {model_id}"):
+        model = client.unload(model_id)
+    _report(model_id, model, json)
+
+
+def _report(model_id: str, model: dict[str, Any], json: bool) -> None:
+    if json:
+        print_json(model)
+    else:
+        console.print(f"{model_id} is {model['state']}.")
+
+
+def _weights(model: dict[str, Any]) -> Text:
+    kind = model["weights"]["kind"]
+    return Text(kind, style="yellow" if kind in ("demo", "random") else "")
+
+
+def _licence(model: dict[str, Any]) -> Text:
+    licence = model["licence"]
+    text = Text(licence["weights"])
+    if not licence["commercial"]:
+        text.append("  non-commercial", style="red")
+    return text
+
+
+def _input(card: dict[str, Any]) -> str:
+    image = card.get("image")
+    if not image:
+        return ""
+    if image["resize"] == "none":
+        return f"pictures of {image['min_side']} to {image['max_side']} pixels a side"
+    rule = {
+        "squash": "resized to fit",
+        "shorter-side": f"shorter side {image['resize_to']}, centre",
+    }
+    return (
+        f"{image['width']} x {image['height']} {image['colour']}, "
+        f"{rule[image['resize']]}, {image['interpolation']}"
+    )
+
+
+def _labels(labels: list[str]) -> str:
+    if len(labels) <= 6:
+        return ", ".join(labels)
+    return f"{', '.join(labels[:6])} ... ({len(labels)})"
+
+
+def _parameter(name: str, parameter: dict[str, Any]) -> str:
+    allowed = ""
+    if parameter.get("choices"):
+        allowed = f" of {', '.join(map(str, parameter['choices']))}"
+    elif parameter.get("minimum") is not None or parameter.get("maximum") is not None:
+        low, high = parameter.get("minimum"), parameter.get("maximum")
+        allowed = f" {low if low is not None else ''}..{high if high is not None else ''}"
+    default = f", default {parameter['default']}" if parameter.get("default") is not None else ""
+    about = f": {parameter['description']}" if parameter.get("description") else ""
+    return f"{name} ({parameter['type']}{allowed}{default}){about}"
+
+
+def _note(metric: dict[str, Any]) -> str:
+    return f" ({metric['note']})" if metric.get("note") else ""
