@@ -17,13 +17,12 @@ _RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_ou
 
 
 class Autoencoder:
-    """Encodes RGB pictures to scaled latents and decodes those. Both ends are differentiable-free inference."""
+    """Encodes RGB pictures to scaled latents, and decodes those."""
 
     def __init__(self, vae: AutoencoderKL, device: Device) -> None:
         self.vae = vae
         self.device = device
         self.scale = float(vae.config.scaling_factor)
-        self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
 
     @classmethod
     def load(cls, folder: Path, device: Device) -> Autoencoder:
@@ -32,6 +31,14 @@ class Autoencoder:
         state = load_file(folder / "vae.safetensors")
         vae.load_state_dict({_current_name(name): value for name, value in state.items()})
         return cls(vae.float().eval().to(device.torch), device)
+
+    @torch.inference_mode()
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Return scaled latents [B, C, h, w], the means of their posteriors, of uint8 [B, H, W, 3]."""
+        pixels = pictures.to(self.device.torch).permute(0, 3, 1, 2).float() / 127.5 - 1
+        with self.device.autocast():
+            posterior = self.vae.encode(pixels).latent_dist
+        return posterior.mean.float() * self.scale
 
     @torch.inference_mode()
     def decode(self, latent: Tensor) -> Tensor:

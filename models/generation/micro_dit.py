@@ -20,7 +20,7 @@ DEMO_TOWER = TowerConfig(
     width=64, layers=2, heads=4, vocabulary=48, tokens=16, start=1, end=2, padding=0
 )
 DEMO_SIZE = 64
-_DEMO_DEPTH = 6
+_DEMO_DEPTH = 4
 DEMO = DiTConfig(
     input_size=8,
     in_channels=8,
@@ -33,7 +33,7 @@ DEMO = DiTConfig(
     ffn_multipliers=linspace(0.5, 4.0, _DEMO_DEPTH),
     patch_mixer_depth=2,
     patch_mixer_dim=72,
-    patch_mixer_mlp_ratio=4.0,
+    patch_mixer_mlp_ratio=2.0,
     use_bias=False,
     num_experts=4,
     expert_capacity=2.0,
