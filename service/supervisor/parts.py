@@ -14,7 +14,7 @@ from service.supervisor.directory import DataDirectory
 from service.supervisor.supervisor import Part
 
 # Beyond what a process grants its own running work.
-_MARGIN_S = 5.0
+_MARGIN_S = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +88,18 @@ def triton(
     )
 
 
-def worker(directory: DataDirectory, addresses: Addresses, settings: Settings) -> Part:
-    """The worker: SIGTERM makes it finish or hand back its jobs."""
+def worker(
+    directory: DataDirectory, addresses: Addresses, settings: Settings, metrics_port: int
+) -> Part:
+    """The worker, with its metrics on the loopback: SIGTERM makes it finish or hand back its jobs."""
     return Part(
         "worker",
         python("service.jobs.worker"),
-        own_environment(directory, addresses),
+        {
+            **own_environment(directory, addresses),
+            "VITRINE_HOST": "127.0.0.1",
+            "VITRINE_WORKER__METRICS_PORT": str(metrics_port),
+        },
         grace_s=settings.jobs.drain_s + _MARGIN_S,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 
 import httpx2
 from redis.asyncio import Redis
@@ -11,7 +12,6 @@ from tritonclient.grpc import aio as triton_grpc
 from tritonclient.utils import InferenceServerException
 
 _TIMEOUT_S = 2.0
-SILENT = "starting"
 
 
 async def redis_answers(url: str) -> bool:
@@ -72,11 +72,34 @@ class TritonProbe:
         await self._client.close()
 
 
-async def gateway_unready(url: str) -> str | None:
-    """Return why the gateway at `url` is not ready, or None when it is."""
+async def worker_answers(metrics_port: int) -> bool:
+    """Tell whether the worker serves its metrics, which it does once it has begun to work."""
+    try:
+        async with httpx2.AsyncClient(timeout=_TIMEOUT_S, trust_env=False) as client:
+            return (await client.get(f"http://127.0.0.1:{metrics_port}/metrics")).is_success
+    except httpx2.HTTPError:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayState:
+    """What the gateway says: `ready`, `serving` (Triton and Redis answer it), and what is missing."""
+
+    ready: bool = False
+    serving: bool = False
+    missing: str = "starting"
+
+
+async def gateway_state(url: str) -> GatewayState:
+    """Ask the gateway at `url` for its readiness."""
     try:
         async with httpx2.AsyncClient(timeout=_TIMEOUT_S, trust_env=False) as client:
             answer = await client.get(f"{url}/readyz")
-    except httpx2.HTTPError:
-        return SILENT
-    return None if answer.status_code == 200 else answer.text.strip()
+            found = answer.json()
+            return GatewayState(
+                ready=bool(found["ready"]),
+                serving=bool(found["triton"] and found["redis"]),
+                missing=", ".join(found["missing"]),
+            )
+    except (httpx2.HTTPError, ValueError, KeyError, TypeError):
+        return GatewayState()

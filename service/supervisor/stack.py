@@ -20,6 +20,7 @@ from service.supervisor.process import Process, adopt_orphans, describe, tail
 from service.supervisor.supervisor import Member, Supervisor
 from service.triton.cards import CATALOGUE
 
+_SETTLED = ("ready", "failed")
 STOP_ORDER = ("gateway", "worker", "triton", "redis")
 _POLL_S = 0.15
 # Reading the weights of a large model from a slow disk takes minutes.
@@ -74,9 +75,10 @@ class Stack:
         self._options = options
         self._settings = settings
         self._supervisor = Supervisor(directory.logs, notify)
-        grpc, http, metrics, redis = ports.free_ports(4)
+        grpc, http, metrics, redis, worker = ports.free_ports(5)
         self._triton_ports = TritonPorts(grpc, http, metrics)
         self._redis_port = redis
+        self._worker_port = settings.worker.metrics_port or worker
         self.addresses = Addresses(
             host=options.host,
             port=options.port,
@@ -130,7 +132,7 @@ class Stack:
         if self._options.redis_url is None:
             add(parts.redis(directory, self._redis_port))
         add(parts.gateway(directory, self.addresses, settings))
-        add(parts.worker(directory, self.addresses, settings))
+        add(parts.worker(directory, self.addresses, settings, self._worker_port))
         if self._options.triton_url is None:
             self.progress.models = await self._write_repository()
             add(parts.triton(directory, self._triton_ports, self._load_models))
@@ -193,20 +195,25 @@ class Stack:
         """Update the states of the parts; tell whether the service is up."""
         states, probe = self.progress.parts, self._probe
         assert probe is not None
-        redis, triton, unready = await asyncio.gather(
+        redis, triton, worker, gateway = await asyncio.gather(
             probes.redis_answers(self.addresses.redis),
             probe.answers(),
-            probes.gateway_unready(self.addresses.url),
+            probes.worker_answers(self._worker_port),
+            probes.gateway_state(self.addresses.url),
         )
+        rows = self.progress.models
+        # Told to load other models than the defaults, or unable to, the service still serves those it has.
+        partial = (
+            self._options.models is not None
+            or self._options.triton_url is not None
+            or any(row.state == "failed" for row in rows)
+        )
+        up = gateway.ready or (partial and gateway.serving)
         states["redis"] = "ready" if redis else "starting"
         states["triton"] = "ready" if triton else "starting"
-        states["worker"] = "running"
-        states["gateway"] = "ready" if unready is None else unready
-        settled = all(row.state in ("ready", "failed") for row in self.progress.models)
-        failed = any(row.state == "failed" for row in self.progress.models)
-        # With a model that cannot be loaded the gateway never calls itself ready, yet it serves the others.
-        serving = unready is None or (failed and unready != probes.SILENT)
-        return redis and triton and settled and serving
+        states["worker"] = "ready" if worker else "starting"
+        states["gateway"] = "ready" if up else gateway.missing
+        return redis and triton and worker and up and all(row.state in _SETTLED for row in rows)
 
     def _refuse_failures(self) -> None:
         if self._catalogue_failure:
@@ -227,7 +234,11 @@ class Stack:
 
     def _overdue(self) -> PartFailed:
         late = next(
-            (name for name in ("redis", "triton", "gateway") if self._state(name) != "ready"),
+            (
+                name
+                for name in ("redis", "triton", "worker", "gateway")
+                if self._state(name) != "ready"
+            ),
             "triton",
         )
         log = self.directory.logs / f"{late}.log"
@@ -246,6 +257,8 @@ class Stack:
             "url": self.addresses.url,
             "triton": self.addresses.triton,
             "redis": self.addresses.redis,
+            "triton_metrics": f"http://127.0.0.1:{self._triton_ports.metrics}/metrics",
+            "worker_metrics": f"http://127.0.0.1:{self._worker_port}/metrics",
             "pids": {
                 name: member.process.pid
                 for name, member in self._supervisor.members.items()
