@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from models.architecture import Variant
+from models.architecture import Source, Variant
 from models.registry import architecture, variant
 from models.weights.checkpoint import read_checkpoint
 from models.weights.conversion import Converted, Precision, convert
@@ -16,7 +16,7 @@ from models.weights.download import PATIENCE, Patience, download, sha256_of
 from models.weights.entry import (
     MODEL,
     downloads,
-    further_parts,
+    file_name,
     install,
     only_default,
     place,
@@ -49,8 +49,9 @@ def add(
 
     `spec` is `slug:variant`, or `slug` to take the variant that fits. Several checkpoints are joined, for
     networks that the authors publish in several files. `key` names the wrapper key to read
-    (`model_ema`) where a file holds several sets of weights. `parts` are files of further parts (`vae`,
-    `text_encoder`); those not given are downloaded from where the variant's own are published.
+    (`model_ema`) where a file holds several sets of weights. `parts` are files of further parts: tensors
+    by name of the part (`vae`), others by name of the file (`tokenizer.json`). Those not given are
+    downloaded from where the variant's are published.
 
     Raises UnknownArchitecture and WeightsError; after an error the repository is as it was.
     """
@@ -62,23 +63,24 @@ def add(
         converted = convert(contents, found, wanted or None, folder / MODEL, precision)
         chosen = found.variants[converted.variant]
         names, invented = _labels(chosen, converted, labels)
-        files = {part: [path] for part, path in (parts or {}).items()}
-        fetched: list[Path] = []
-        for part, sources in further_parts(chosen).items():
-            if part not in files:
-                files[part] = [
-                    download(
-                        source.url,
-                        downloads(repository),
-                        sha256=source.sha256,
-                        hub=hub,
-                        watch=watch(source),
-                        patience=patience,
-                    ).path
-                    for source in sources
-                ]
-                fetched += files[part]
-        place(files, found, chosen, folder)
+        files = {
+            Source(path.name, part, "raw" if Path(part).suffix else "official"): path
+            for part, path in (parts or {}).items()
+        }
+        given = {file_name(source) for source in files}
+        fetched = {
+            source: download(
+                source.url,
+                downloads(repository),
+                sha256=source.sha256,
+                hub=hub,
+                watch=watch(source),
+                patience=patience,
+            ).path
+            for source in chosen.sources
+            if source.part != "model" and file_name(source) not in given
+        }
+        place(files | fetched, found, chosen, folder)
         record = WeightsRecord(
             kind="own",
             source=" ".join(path.name for path in checkpoints),
@@ -99,7 +101,7 @@ def add(
             }
         )
         install(repository, card, folder, found)
-    for path in fetched:
+    for path in fetched.values():
         path.unlink()
     if default:
         only_default(repository, card)

@@ -35,7 +35,6 @@ from models.weights.errors import (
 from models.weights.part import Part, Version
 
 HUB = "https://huggingface.co"
-CHUNK_BYTES = 1 << 20
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -137,10 +136,10 @@ def download(
                 raise HashMismatch(_mismatch(address, sha256, actual))
             return Downloaded(target, actual, target.stat().st_size)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise NoSpace(
-                f"the disk of {folder} is full; what arrived of {address} is kept: free some room "
-                "and run the same command again"
+                f"the disk of {folder} takes no more ({error.strerror}); what arrived of {address} is "
+                "kept: make room and run the same command again"
             ) from error
         raise
 
@@ -266,7 +265,8 @@ class _Transfer:
 
     def _receive(self, response: httpx2.Response, version: Version) -> None:
         self.watch(self.part.size, version.total)
-        for chunk in response.iter_raw(CHUNK_BYTES):
+        # As they come: chunks of a given size would keep back, and lose, what precedes a cut.
+        for chunk in response.iter_raw():
             self.part.append(chunk)
             self.watch(self.part.size, version.total)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from safetensors.torch import save_file
 
-from models.architecture import Architecture, Source, StateDict, Variant
+from models.architecture import Architecture, Source, StateDict, Variant, unwrapped
 from models.repository import cards, write_entry
 from models.serving import Device
 from models.weights.checkpoint import read_checkpoint
@@ -36,35 +36,34 @@ def staging(repository: Path) -> Iterator[Path]:
         yield Path(path)
 
 
-def further_parts(chosen: Variant) -> dict[str, list[Source]]:
-    """Return the sources of the parts beside the network itself, by part."""
-    parts: dict[str, list[Source]] = {}
-    for source in chosen.sources:
-        if source.part != "model":
-            parts.setdefault(source.part, []).append(source)
-    return parts
+def file_name(source: Source) -> str:
+    """Return the name of a source's file in the model's folder."""
+    if source.format != "raw":
+        return f"{source.part}.safetensors"
+    suffix = "" if Path(source.part).suffix else Path(urlsplit(source.url).path).suffix
+    return f"{source.part}{suffix}"
 
 
-def place(
-    files: Mapping[str, Iterable[Path]], found: Architecture, chosen: Variant, folder: Path
-) -> None:
-    """Put further parts into `folder` under their names, translated where the authors' names differ.
+def place(files: Mapping[Source, Path], found: Architecture, chosen: Variant, folder: Path) -> None:
+    """Put the parts beside the network itself into `folder`, translated where the authors' names differ.
 
-    A part that the variant has no source for is taken as it is. Raises CheckpointError.
+    Raises CheckpointError.
     """
-    sources = further_parts(chosen)
-    for part, paths in files.items():
-        source = next(iter(sources.get(part, ())), None)
-        if source is None or source.format == "raw":
-            (path,) = paths
-            address = urlsplit(source.url).path if source is not None else path.name
-            suffix = "" if Path(part).suffix else Path(address).suffix
-            shutil.copyfile(path, folder / f"{part}{suffix}")
+    states: dict[str, StateDict] = {}
+    for source, path in files.items():
+        if source.part == "model":
             continue
-        state: StateDict = {}
-        for path in paths:
-            state |= found.translate_part(part, read_checkpoint(path), chosen.config)
-        save_file(separate(state), folder / f"{part}.safetensors")
+        if source.format == "raw":
+            shutil.copyfile(path, folder / file_name(source))
+            continue
+        content = read_checkpoint(path)
+        states.setdefault(file_name(source), {}).update(
+            unwrapped(content)
+            if source.format == "native"
+            else found.translate_part(source.part, content, chosen.config)
+        )
+    for name, state in states.items():
+        save_file(separate(state), folder / name, metadata={"format": "pt"})
 
 
 def install(repository: Path, card: Card, folder: Path, found: Architecture) -> None:

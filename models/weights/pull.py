@@ -12,7 +12,7 @@ from models.repository import cards
 from models.weights.checkpoint import read_checkpoint
 from models.weights.conversion import convert
 from models.weights.download import PATIENCE, Patience, Watcher, download
-from models.weights.entry import MODEL, downloads, further_parts, install, place, staging
+from models.weights.entry import MODEL, downloads, install, place, staging
 from models.weights.errors import LicenceNotAccepted, NameRefused, WeightsError, WrongLabels
 from service.triton.cards import Card, WeightsRecord
 
@@ -106,13 +106,7 @@ def pull(
                 f"{address} has {converted.classes} classes, "
                 f"{found.slug}:{chosen.name} has {len(chosen.labels)} labels"
             )
-        further = further_parts(chosen)
-        place(
-            {part: [files[source].path for source in further[part]] for part in further},
-            found,
-            chosen,
-            folder,
-        )
+        place({source: file.path for source, file in files.items()}, found, chosen, folder)
         record = WeightsRecord(
             kind="official", source=address, sha256=" ".join(file.sha256 for file in network)
         )
