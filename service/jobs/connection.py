@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import orjson
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as DisconnectedError
@@ -22,6 +22,9 @@ from service.settings import JobSettings, RedisSettings
 
 BLOCK_S = 1.0
 """How long a blocking read waits; well below the socket's time-out, or a dead server goes unseen."""
+
+COMMAND_CONNECTIONS = 32
+BLOCKING_CONNECTIONS = 10_000
 
 _LUA = Path(__file__).parent / "lua"
 
@@ -54,20 +57,23 @@ class Connection:
                 "idempotency_ttl": round(jobs.idempotency_ttl_s * 1000),
             }
         ).decode()
-        self.client = self._connect(redis, redis.connect_timeout_s)
-        self.blocking = self._connect(redis, BLOCK_S + redis.connect_timeout_s)
-        self._scripts: dict[str, Any] = {}
-
-    @staticmethod
-    def _connect(redis: RedisSettings, timeout_s: float) -> Redis:
-        return Redis.from_url(
-            redis.url,
-            decode_responses=True,
-            protocol=2,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=redis.connect_timeout_s,
-            retry=Retry(NoBackoff(), 0),
+        self.client = Redis.from_pool(
+            BlockingConnectionPool.from_url(
+                redis.url,
+                max_connections=COMMAND_CONNECTIONS,
+                timeout=redis.connect_timeout_s,
+                **_options(redis, redis.connect_timeout_s),
+            )
         )
+        # Each reader that waits holds a connection of its own.
+        self.blocking = Redis.from_pool(
+            ConnectionPool.from_url(
+                redis.url,
+                max_connections=BLOCKING_CONNECTIONS,
+                **_options(redis, BLOCK_S + redis.connect_timeout_s),
+            )
+        )
+        self._scripts: dict[str, Any] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -97,3 +103,13 @@ class Connection:
             raise RedisUnavailable("The job queue does not answer.") from error
         except (OutOfMemoryError, ReadOnlyError, NoScriptError) as error:
             raise RedisUnavailable("The job queue takes no writes at the moment.") from error
+
+
+def _options(redis: RedisSettings, timeout_s: float) -> dict[str, Any]:
+    return {
+        "decode_responses": True,
+        "protocol": 2,
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": redis.connect_timeout_s,
+        "retry": Retry(NoBackoff(), 0),
+    }

@@ -15,6 +15,7 @@ import structlog
 from service.jobs.connection import Connection
 from service.jobs.queue import Queue
 from service.jobs.record import JOB_ID
+from service.jobs.results import upload_key
 from service.settings import JobSettings
 from service.storage.store import Store
 
@@ -55,7 +56,7 @@ class Janitor:
         while True:
             ids = await self._connection.run("garbage", _AT_ONCE)
             for job_id in ids:
-                await self._store.delete(f"uploads/{job_id}")
+                await self._store.delete(upload_key(job_id))
                 await self._store.delete_prefix(f"results/{job_id}")
                 async with self._connection.guard(2.0):
                     await self._connection.client.zrem(self._connection.key("garbage"), job_id)

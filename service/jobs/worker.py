@@ -96,7 +96,7 @@ class Worker:
         """Start one job, or wait for one, or for room."""
         if len(self._executions) >= self._jobs.concurrency:
             await self._until_stopping(
-                asyncio.wait(self._executions, return_when=asyncio.FIRST_COMPLETED)
+                asyncio.wait(set(self._executions), return_when=asyncio.FIRST_COMPLETED)
             )
             return
         if not await self._place.triton.ready():

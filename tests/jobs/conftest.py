@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from service.jobs.consumer import Claim
 from service.jobs.queue import Queue
 from service.jobs.record import Submission
 from service.settings import JobSettings, RedisSettings
 from tests.jobs.redis_server import RedisServer
 
-LEASE_S = 0.3
+LEASE_S = 1.0
 
 
 @pytest.fixture(scope="session")
@@ -41,8 +42,18 @@ def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
 
 @pytest.fixture
 async def queue(redis_settings: RedisSettings) -> AsyncIterator[Queue]:
-    async with Queue(redis_settings, JobSettings(lease_s=LEASE_S)) as queue:
+    async with Queue(redis_settings, JobSettings()) as queue:
         yield queue
+
+
+async def lease_over(queue: Queue, claim: Claim) -> None:
+    """Make Redis believe that the claim's worker has not been heard of for an hour."""
+    entry = await queue.connection.client.hget(queue.connection.key("job", claim.job.id), "entry")
+    lane = queue.connection.key("lane", claim.job.lane)
+    held = await queue.connection.client.xpending_range(lane, "workers", entry, entry, 1)
+    await queue.connection.client.xclaim(
+        lane, "workers", held[0]["consumer"], 0, [entry], idle=3_600_000, justid=True
+    )
 
 
 def submission(task: str = "sleep", **fields: object) -> Submission:

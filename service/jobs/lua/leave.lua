@@ -1,6 +1,6 @@
 -- Takes the consumer ARGV[2] out of the groups where it holds nothing: XGROUP DELCONSUMER would
 -- throw what it holds out of the pending list. With '', every consumer that was not heard of for
--- ten leases. Returns how many were taken out.
+-- ten leases (one that lives after all is made anew by its next claim). Returns how many were taken out.
 local name = ARGV[2]
 local gone = 0
 for _, lane in ipairs(LANES) do
