@@ -59,16 +59,17 @@ def frames(
     """
     rng = np.random.default_rng([seed, 0])
     person, around = faces.face(rng), faces.scenery(rng)
+    background = faces.backdrop(around, size)
     motion, camera = _Motion(rng, size), _Camera(rng)
     swap = _Swap(seed, person) if manipulated else None
     for index in range(count):
-        drawing = faces.draw(person, motion.pose(index / fps), around, size)
+        drawing = faces.draw(person, motion.pose(index / fps), around, background)
         pixels = camera.optics(drawing.pixels)
         sensor = rng.normal(size=(size, size, 3)).astype(np.float32)
         if swap is None:
             pixels = camera.expose(pixels, sensor)
         else:
-            other = faces.draw(swap.person, motion.pose(index / fps), around, size)
+            other = faces.draw(swap.person, motion.pose(index / fps), around, background)
             pixels = swap.paste(camera, pixels, camera.optics(other.pixels), other, sensor)
         yield np.clip(np.rint(pixels * 255.0), 0, 255).astype(np.uint8)
 

@@ -15,7 +15,17 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from PIL import Image
 
-__all__ = ["Drawing", "Face", "Pose", "Scenery", "draw", "face", "scenery", "with_inner_face"]
+__all__ = [
+    "Drawing",
+    "Face",
+    "Pose",
+    "Scenery",
+    "backdrop",
+    "draw",
+    "face",
+    "scenery",
+    "with_inner_face",
+]
 
 Colour = tuple[float, float, float]
 Field = np.ndarray
@@ -180,24 +190,40 @@ def with_inner_face(whole: Face, inner: Face) -> Face:
     )
 
 
-def draw(person: Face, pose: Pose, around: Scenery, size: int) -> Drawing:
-    """Draw one picture of `size` x `size` pixels."""
-    canvas = _Canvas(pose, size)
+def backdrop(around: Scenery, size: int) -> np.ndarray:
+    """Return the background alone, float32 [size, size, 3]; it is the same in every frame."""
+    ramp = np.linspace(0.0, 1.0, size, dtype=np.float32)
+    share = (0.6 * ramp[:, None] + 0.4 * ramp[None, :])[..., None]
+    wall, shade = np.float32(around.wall), np.float32(around.shade)
+    planes = [
+        np.asarray(Image.fromarray(plane).resize((size, size), Image.Resampling.BICUBIC))
+        for plane in around.clutter.transpose(2, 0, 1)
+    ]
+    return wall * (1.0 - share) + shade * share + np.stack(planes, axis=-1)
+
+
+def draw(person: Face, pose: Pose, around: Scenery, background: np.ndarray) -> Drawing:
+    """Draw one person before `background`, which `backdrop` made of the same scenery."""
+    canvas = _Canvas(pose, background)
     canvas.behind(person, around)
-    canvas.head(person, around)
-    canvas.eyes(person)
-    canvas.nose(person)
-    canvas.mouth(person, pose.mouth)
-    canvas.hair(person, around)
+    # Nothing of the head is farther from its middle.
+    head = canvas.around(0.0, 0.0, 1.15, 1.35)
+    head.head(person, around)
+    head.eyes(person)
+    head.nose(person)
+    head.mouth(person, pose.mouth)
+    head.hair(person, around)
     if person.glasses:
-        canvas.glasses(person)
-    return Drawing(np.clip(canvas.pixels, 0.0, 1.0), canvas.u, canvas.v)
+        head.glasses(person)
+    pixels = np.ascontiguousarray(np.clip(canvas.pixels, 0.0, 1.0).transpose(1, 2, 0))
+    return Drawing(pixels, canvas.u, canvas.v)
 
 
 class _Canvas:
     """The pixels so far. `u`, `v` follow the head's outline; `a`, `b` its surface, turned by yaw and pitch."""
 
-    def __init__(self, pose: Pose, size: int) -> None:
+    def __init__(self, pose: Pose, background: np.ndarray) -> None:
+        size = len(background)
         ramp = np.arange(size, dtype=np.float32) + 0.5
         x, y = (ramp[None, :] - pose.x) / pose.scale, (ramp[:, None] - pose.y) / pose.scale
         cos, sin = math.cos(pose.roll), math.sin(pose.roll)
@@ -208,8 +234,9 @@ class _Canvas:
         self.b: Field = self.v - 0.16 * pose.pitch * self.depth
         self.pixel = 1.0 / pose.scale
         self.blink = pose.blink
-        self.size = size
-        self.pixels: Field = np.zeros((size, size, 3), dtype=np.float32)
+        self.skin: Field = np.zeros_like(self.u)
+        # Planes [3, h, w]: much faster to blend than pixels.
+        self.pixels: Field = background.transpose(2, 0, 1).copy()
 
     def around(self, u: float, v: float, a: float, b: float) -> _Canvas:
         """Return the part that shows the surface within (a, b) of (u, v); it shares its pixels."""
@@ -219,15 +246,17 @@ class _Canvas:
             rows = columns = np.array([0, -1])
         part = copy.copy(self)
         window = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-        for name in ("u", "v", "a", "b", "skin", "pixels"):
-            setattr(part, name, getattr(self, name)[window])
+        for name in ("u", "v", "a", "b", "depth", "skin", "pixels"):
+            setattr(part, name, getattr(self, name)[..., *window])
         return part
 
     def paint(self, colour: Colour | Field, alpha: Field) -> None:
-        self.pixels += (np.asarray(colour, dtype=np.float32) - self.pixels) * alpha[..., None]
+        if isinstance(colour, tuple):
+            colour = np.float32(colour)[:, None, None]
+        self.pixels += (colour - self.pixels) * alpha
 
     def shade(self, amount: Field) -> None:
-        self.pixels *= 1.0 + amount[..., None]
+        self.pixels *= 1.0 + amount
 
     def inside(self, distance: Field, softness: float = 0.0) -> Field:
         """Turn a signed distance (negative inside) into coverage with an edge of one pixel or softer."""
@@ -242,17 +271,7 @@ class _Canvas:
         return np.asarray(picture)[rows, columns]
 
     def behind(self, person: Face, around: Scenery) -> None:
-        """Background, hair behind the head, shoulders and neck."""
-        ramp = np.linspace(0.0, 1.0, self.size, dtype=np.float32)
-        share = (0.6 * ramp[:, None] + 0.4 * ramp[None, :])[..., None]
-        wall, shade = np.float32(around.wall), np.float32(around.shade)
-        planes = [
-            np.asarray(
-                Image.fromarray(plane).resize((self.size, self.size), Image.Resampling.BICUBIC)
-            )
-            for plane in around.clutter.transpose(2, 0, 1)
-        ]
-        self.pixels[:] = wall * (1.0 - share) + shade * share + np.stack(planes, axis=-1)
+        """Hair behind the head, neck, shoulders and ears."""
         u, v = self.u, self.v
         long = _ellipse(
             u, v - 0.5 * (person.hair_length - 1.0), 1.02, 0.5 * (person.hair_length + 1.35)
@@ -280,9 +299,9 @@ class _Canvas:
         lit = (nx * around.light[0] + ny * around.light[1] + nz * around.light[2]) / length
         bright = around.ambient + (1.12 - around.ambient) * np.clip(lit, 0.0, 1.0)
         bright += 0.018 * self.noise(person.texture, (24, 24), (a, b))
-        colour = np.float32(person.skin) * bright[..., None]
+        colour = np.float32(person.skin)[:, None, None] * bright
         cheeks = sum(_bump(a - s * 0.42, b - 0.24, 0.2, 0.16) for s in (-1.0, 1.0))
-        colour = colour * (1.0 + cheeks[..., None] * np.float32([0.06, -0.05, -0.05]))
+        colour = colour * (1.0 + cheeks * np.float32([0.06, -0.05, -0.05])[:, None, None])
         self.paint(colour, self.skin)
         sockets = sum(_bump(a - s * person.eye_distance, b + 0.15, 0.21, 0.12) for s in (-1.0, 1.0))
         ridge = _bump(a, b + 0.62, 0.45, 0.2)
@@ -310,7 +329,9 @@ class _Canvas:
             upper, lower = -height * (1.15 - 1.15 * bow), height * (0.85 - 0.85 * bow)
             opening = part.inside(np.maximum(upper - b, b - lower))
             round_eye = 1.0 - 0.35 * np.clip(bow, 0.0, 1.0)
-            part.paint(np.float32([0.93, 0.91, 0.89]) * round_eye[..., None], opening * part.skin)
+            part.paint(
+                np.float32([0.93, 0.91, 0.89])[:, None, None] * round_eye, opening * part.skin
+            )
             iris = np.hypot(a, b + 0.008)
             part.paint(person.iris, opening * part.inside(iris - 0.068))
             part.paint((0.03, 0.03, 0.03), opening * part.inside(iris - 0.032))
@@ -379,7 +400,7 @@ class _Canvas:
         covered = v - (edge + 0.45 * temple * (1.0 + max(0.0, person.hair_length)))
         strands = self.noise(person.texture + 2, (5, 64), (u, v))
         light = 0.8 + 0.25 * np.clip(-v - 0.4, 0.0, 0.6) + 0.3 * around.light[0] * u
-        colour = np.float32(person.hair) * (light + 0.14 * strands)[..., None]
+        colour = np.float32(person.hair)[:, None, None] * (light + 0.14 * strands)
         self.paint(np.clip(colour, 0.0, 1.0), self.inside(np.maximum(cap, covered), 0.03))
 
     def glasses(self, person: Face) -> None:

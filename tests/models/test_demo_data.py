@@ -172,14 +172,14 @@ def test_every_manipulation_leaves_two_traces_or_more() -> None:
 def test_blinking_and_talking_change_eyes_and_mouth_only() -> None:
     rng = np.random.default_rng(1)
     person, around = faces.face(rng), faces.scenery(rng)
-    still = faces.Pose(64, 60, 32)
+    background, still = faces.backdrop(around, 128), faces.Pose(64, 60, 32)
     for moved, (low, high) in {
         faces.Pose(64, 60, 32, blink=1.0): (-0.45, 0.15),
         faces.Pose(64, 60, 32, mouth=1.0): (0.35, 0.9),
     }.items():
         before, after = (
-            faces.draw(person, still, around, 128),
-            faces.draw(person, moved, around, 128),
+            faces.draw(person, still, around, background),
+            faces.draw(person, moved, around, background),
         )
         difference = np.abs(before.pixels - after.pixels).max(2)
         inside = (before.v > low) & (before.v < high)
