@@ -96,11 +96,6 @@ def probe(source: bytes | Path, limits: LimitSettings) -> VideoIndex:
     with _opened(source) as (container, stream):
         _check_pixels(stream.codec_context.width, stream.codec_context.height, limits)
         _check_seconds(_announced_seconds(container, stream), limits)
-        if stream.codec_context.name not in _CODECS:
-            raise UnsupportedMedia(
-                f"video codec {stream.codec_context.name!r} is not taken",
-                code="unsupported_codec",
-            )
         time_base = stream.time_base or Fraction(1, 90_000)
         most = int(limits.video_seconds * _FASTEST)
         timestamps, keyframes = array("q"), array("q")
@@ -282,9 +277,12 @@ def _opened(source: bytes | Path) -> Iterator[tuple[InputContainer, VideoStream]
     file = BytesIO(source) if isinstance(source, bytes) else str(source)
     try:
         with av.open(file, mode="r", format=demuxer) as container:
+            if not container.streams:
+                raise BadInput("the video's header is truncated or broken", code="corrupt_video")
             if not container.streams.video:
                 raise BadInput("the file has no video stream", code="no_video_stream")
             stream = container.streams.video[0]
+            _check_codec(stream)
             stream.thread_type = "AUTO"
             stream.codec_context.thread_count = _THREADS
             yield container, stream
@@ -305,6 +303,16 @@ def _demuxer(source: bytes | Path) -> str:
         found = f"is {known[1]}" if known else "is no video"
         raise UnsupportedMedia(f"the upload {found}; videos are taken as {', '.join(_DEMUXERS)}")
     return "mpegvideo" if head.startswith(b"\0\0\x01\xb3") else _DEMUXERS[known[1]]
+
+
+def _check_codec(stream: VideoStream) -> None:
+    # FFmpeg has no decoder where the context is None.
+    name = stream.codec_context.codec.canonical_name if stream.codec_context else "unknown"
+    if name not in _CODECS:
+        raise UnsupportedMedia(
+            f"video codec {name!r} is not taken; taken are {', '.join(sorted(_CODECS))}",
+            code="unsupported_codec",
+        )
 
 
 def _announced_seconds(container: InputContainer, stream: VideoStream) -> float:
