@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli.output import fail
+from service.cli.output import fail, settings
 from service.client import ApiError, Client, ServiceNotRunning
 
 Url = Annotated[
@@ -27,10 +27,9 @@ def service_url(url: str | None) -> str:
     """Return `url`, or where the running `vitrine up` of the default data directory listens."""
     if url:
         return url if "://" in url else f"http://{url}"
-    from service.settings import Settings
     from service.supervisor.directory import read_note
 
-    note = read_note(Settings().data_dir)
+    note = read_note(settings().data_dir)
     return str(note["url"]) if note and "url" in note else "http://127.0.0.1:8000"
 
 

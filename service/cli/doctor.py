@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from service.cli.output import console, messages, print_json
+from service.cli.output import console, messages, print_json, settings
 
 _MARKS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "bold red")}
 
@@ -30,13 +30,12 @@ def doctor(
       vitrine doctor
       vitrine doctor --json | jq '.[] | select(.status != "ok")'
     """
-    from service.settings import Settings
     from service.supervisor.checks import examine
 
-    settings = Settings()
-    directory = (data_dir or settings.data_dir).expanduser().absolute()
+    found = settings()
+    directory = (data_dir or found.data_dir).expanduser().absolute()
     with messages.status("looking at this machine"):
-        findings = examine(directory, settings.host, port)
+        findings = examine(directory, found.host, port)
     if json:
         print_json([asdict(finding) for finding in findings])
     else:

@@ -160,7 +160,7 @@ def _parameter(name: str, parameter: dict[str, Any]) -> str:
         allowed = f" of {', '.join(map(str, parameter['choices']))}"
     elif parameter.get("minimum") is not None or parameter.get("maximum") is not None:
         low, high = parameter.get("minimum"), parameter.get("maximum")
-        allowed = f" {low if low is not None else ''}..{high if high is not None else ''}"
+        allowed = f" {_bound(low)}..{_bound(high)}"
     default = f", default {parameter['default']}" if parameter.get("default") is not None else ""
     about = f": {parameter['description']}" if parameter.get("description") else ""
     return f"{name} ({parameter['type']}{allowed}{default}){about}"
@@ -168,3 +168,7 @@ def _parameter(name: str, parameter: dict[str, Any]) -> str:
 
 def _note(metric: dict[str, Any]) -> str:
     return f" ({metric['note']})" if metric.get("note") else ""
+
+
+def _bound(value: float | None) -> str:
+    return "" if value is None else f"{value:.12g}"

@@ -6,7 +6,10 @@ import json
 from typing import Any, NoReturn
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
+
+from service.settings import Settings
 
 console = Console(highlight=False, soft_wrap=False)
 messages = Console(stderr=True, highlight=False)
@@ -23,6 +26,16 @@ def fail(message: str, details: str = "", status: int = 1) -> NoReturn:
     if details:
         messages.print(details, style="dim", markup=False, soft_wrap=True)
     raise typer.Exit(status)
+
+
+def settings() -> Settings:
+    """Return the settings of the environment; a wrong variable ends the command with one line."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        variable = "VITRINE_" + "__".join(str(part) for part in first["loc"]).upper()
+        fail(f"{variable}: {first['msg']} (given: {first['input']!r}).")
 
 
 def _escaped(text: str) -> str:

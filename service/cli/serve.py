@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from service.cli.output import console, fail, messages
+from service.cli.output import console, fail, messages, settings
 from service.cli.start_view import models_table, ready_panel, view
-from service.settings import RedisSettings, Settings, TritonSettings
+from service.settings import RedisSettings, TritonSettings
 from service.supervisor import ports
 from service.supervisor.directory import DataDirectory
 from service.supervisor.errors import StartError
@@ -30,22 +30,22 @@ def serve(
     timeout_s: float,
 ) -> None:
     """Run the service until it is told to stop; None means what the settings say."""
-    settings = Settings()
-    directory = DataDirectory(data_dir or settings.data_dir)
+    configured = settings()
+    directory = DataDirectory(data_dir or configured.data_dir)
     try:
-        bound = host or settings.host
-        chosen = ports.claim(bound, settings.port if port is None else port)
+        bound = host or configured.host
+        chosen = ports.claim(bound, configured.port if port is None else port)
         directory.acquire()
         options = Options(
             host=bound,
             port=chosen,
             models=chosen_models(models),
             device=device,
-            triton_url=_configured(settings.triton),
-            redis_url=_configured(settings.redis),
+            triton_url=_named(configured.triton),
+            redis_url=_named(configured.redis),
             timeout_s=timeout_s,
         )
-        stack = Stack(directory, options, settings, _notify)
+        stack = Stack(directory, options, configured, _notify)
         asyncio.run(_serve(stack))
     except StartError as error:
         fail(str(error), error.log)
@@ -53,7 +53,7 @@ def serve(
         directory.release()
 
 
-def _configured(group: TritonSettings | RedisSettings) -> str | None:
+def _named(group: TritonSettings | RedisSettings) -> str | None:
     """Return the URL of a server if the user named one."""
     return group.url if "url" in group.model_fields_set else None
 
@@ -105,7 +105,7 @@ def _announce(stack: Stack, seconds: float) -> None:
     for row in rows:
         if row.state == "failed":
             messages.print(f"{row.id} could not be loaded: {row.reason}", style="red", markup=False)
-    found = stack.directory.path == Settings().data_dir.expanduser().absolute()
+    found = stack.directory.path == settings().data_dir.expanduser().absolute()
     export = "" if found or url == _DEFAULT_URL else f"export VITRINE_URL={url}"
     panel = ready_panel(url, seconds, rows, str(stack.directory.logs), export)
     if console.is_terminal:

@@ -21,7 +21,8 @@ from service.supervisor.supervisor import Member, Supervisor
 from service.triton.cards import CATALOGUE
 
 _SETTLED = ("ready", "failed")
-STOP_ORDER = ("gateway", "worker", "triton", "redis")
+START_ORDER = ("redis", "triton", "worker", "gateway")
+STOP_ORDER = START_ORDER[::-1]
 _POLL_S = 0.15
 # Reading the weights of a large model from a slow disk takes minutes.
 _LOAD_TIMEOUT_S = 600.0
@@ -74,7 +75,9 @@ class Stack:
         self.progress = Progress()
         self._options = options
         self._settings = settings
-        self._supervisor = Supervisor(directory.logs, notify)
+        self._supervisor = Supervisor(directory.logs, self._observe)
+        self._notify = notify
+        self._started = False
         grpc, http, metrics, redis, worker = ports.free_ports(5)
         self._triton_ports = TritonPorts(grpc, http, metrics)
         self._redis_port = redis
@@ -99,7 +102,7 @@ class Stack:
         starting = asyncio.create_task(self._start_parts())
         deadline = time.monotonic() + self._options.timeout_s
         try:
-            while not (starting.done() and await self._look()):
+            while not (await self._look() and starting.done()):
                 if starting.done():
                     starting.result()
                 self._refuse_failures()
@@ -111,7 +114,13 @@ class Stack:
         finally:
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
+        self._started = True
         self.directory.write_note(self._note())
+
+    def _observe(self, part: str, event: str) -> None:
+        if self._started:
+            self._notify(part, event)
+            self.directory.write_note(self._note())
 
     async def stop(self) -> None:
         """Stop everything in order, each part within its grace period."""
@@ -233,23 +242,18 @@ class Stack:
         )
 
     def _overdue(self) -> PartFailed:
-        late = next(
-            (
-                name
-                for name in ("redis", "triton", "worker", "gateway")
-                if self._state(name) != "ready"
-            ),
-            "triton",
-        )
+        states = self.progress.parts
+        late = next((name for name in START_ORDER if states.get(name) != "ready"), "triton")
+        elsewhere = {"redis": self._options.redis_url, "triton": self._options.triton_url}.get(late)
+        if elsewhere is not None:
+            return PartFailed(f"{late} at {elsewhere} does not answer.")
         log = self.directory.logs / f"{late}.log"
+        loading = [row.id for row in self.progress.models if row.state not in _SETTLED]
+        about = f"loading {', '.join(loading)}" if loading else states.get(late, "not started")
         return PartFailed(
-            f"{late} was not ready within {self._options.timeout_s:g} s "
-            f"({self._state(late)}); its log is {log}.",
+            f"{late} was not ready within {self._options.timeout_s:g} s ({about}); its log is {log}.",
             tail(log),
         )
-
-    def _state(self, part: str) -> str:
-        return self.progress.parts.get(part, "not started")
 
     def _note(self) -> dict[str, object]:
         return {
@@ -257,7 +261,6 @@ class Stack:
             "url": self.addresses.url,
             "triton": self.addresses.triton,
             "redis": self.addresses.redis,
-            "triton_metrics": f"http://127.0.0.1:{self._triton_ports.metrics}/metrics",
             "worker_metrics": f"http://127.0.0.1:{self._worker_port}/metrics",
             "pids": {
                 name: member.process.pid
