@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import httpx2
 import pytest
+import structlog
 import uvicorn
 from fastapi import FastAPI
 
@@ -30,6 +32,20 @@ from service.settings import (
 )
 from tests.gateway.tasks import router
 from tests.jobs.redis_server import RedisServer, free_port
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_logs() -> Iterator[None]:
+    """Log lines as the gateway's own processes render exceptions: without every variable's value."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.format_exc_info,
+            structlog.processors.KeyValueRenderer(),
+        ]
+    )
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +97,7 @@ async def listening(app: Any) -> AsyncIterator[str]:
     )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    while not server.started:
+    while not server.started:  # noqa: ASYNC110
         await asyncio.sleep(0.005)
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -108,6 +124,15 @@ async def in_process(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
         ) as client,
     ):
         yield client
+
+
+@pytest.fixture(autouse=True)
+def spool_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where uploads are spooled: a directory that only this test uses."""
+    directory = tmp_path / "spool"
+    directory.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(directory))
+    return directory
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import os
 import socket
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -48,13 +48,14 @@ async def test_raw_body_without_content_type(client: httpx2.AsyncClient) -> None
     assert (await client.post("/v1/echo", content=PNG)).json()["type"] == "image/png"
 
 
-async def test_video_lies_in_a_file_that_is_deleted(client: httpx2.AsyncClient) -> None:
-    before = set(Path(tempfile.gettempdir()).glob("vitrine-upload-*"))
+async def test_video_lies_in_a_file_that_is_deleted(
+    client: httpx2.AsyncClient, spool_directory: Path
+) -> None:
     answer = await client.post("/v1/echo", content=VIDEO, headers={"Content-Type": "video/mp4"})
     assert answer.json()["type"] == "video/mp4"
     assert answer.json()["bytes"] == len(VIDEO)
     assert not answer.json()["in_memory"]
-    assert set(Path(tempfile.gettempdir()).glob("vitrine-upload-*")) <= before
+    assert os.listdir(spool_directory) == []
 
 
 async def test_multipart(client: httpx2.AsyncClient) -> None:
@@ -287,9 +288,8 @@ async def test_form_text_is_limited(client: httpx2.AsyncClient) -> None:
     refused(answer, 413, "payload_too_large", "64 text parts")
 
 
-async def test_upload_that_is_broken_off(served: httpx2.AsyncClient) -> None:
+async def test_upload_that_is_broken_off(served: httpx2.AsyncClient, spool_directory: Path) -> None:
     """A caller who vanishes in the middle of a body leaves no file, and the gateway goes on."""
-    before = set(Path(tempfile.gettempdir()).glob("vitrine-upload-*"))
     url = served.base_url
     connection = socket.create_connection((url.host, url.port))
     connection.sendall(
@@ -305,4 +305,4 @@ async def test_upload_that_is_broken_off(served: httpx2.AsyncClient) -> None:
         await asyncio.sleep(0.02)
     else:
         pytest.fail("the broken-off upload was not counted as 499")
-    assert set(Path(tempfile.gettempdir()).glob("vitrine-upload-*")) <= before
+    assert os.listdir(spool_directory) == []
