@@ -75,7 +75,8 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
             head = file.read(512)
     except OSError as error:
         raise UnreadableCheckpoint(f"cannot read {path}: {error.strerror}") from error
-    if head[8:9] == b"{" and path.stat().st_size > 8 + int.from_bytes(head[:8], "little"):
+    # A header's length below 4 GB, then the header, which is JSON.
+    if head[4:9] == b"\0\0\0\0{":
         return _safetensors(path)
     if head.startswith((_ZIP, _LEGACY_PICKLE)):
         return _pickled(path, zipped=head.startswith(_ZIP))

@@ -74,7 +74,7 @@ def _fitting(
     other = closest(architectures(), checkpoints)
     if not fitted.state:
         message = f"there are no tensors in the checkpoint where {fitted.spec} looks for them"
-    elif other is not None and other.spec != fitted.spec and other.score > fitted.score:
+    elif other is not None and other.score > max(0.5, fitted.score):
         message += f". This looks like {other.spec}"
     raise WrongArchitecture(message)
 

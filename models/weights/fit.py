@@ -19,6 +19,9 @@ _DEPTH = 3
 _WRAPPERS = re.compile(r"(module|_orig_mod|model|net|network|encoder|backbone|_model)\.")
 _SHOWN = 3
 
+# A large network takes a second to build, and several questions are asked about it.
+_BLUEPRINTS: dict[tuple[type[Architecture], str], Blueprint] = {}
+
 Candidate = Sequence[Mapping[str, Any]]
 
 
@@ -77,15 +80,18 @@ class Fit:
 
 def blueprint(architecture: Architecture, config: Mapping[str, Any]) -> Blueprint:
     """Build the network, on the meta device where its constructor allows that, and list its tensors."""
-    try:
-        with torch.device("meta"):
+    key = (type(architecture), repr(sorted(config.items())))
+    if key not in _BLUEPRINTS:
+        try:
+            with torch.device("meta"):
+                network = architecture.network(config)
+        except (RuntimeError, NotImplementedError):  # The constructor computes with values.
             network = architecture.network(config)
-    except (RuntimeError, NotImplementedError):  # The constructor computes with values.
-        network = architecture.network(config)
-    return Blueprint(
-        {name: tensor.shape for name, tensor in network.state_dict().items()},
-        sum(p.numel() for p in network.parameters()),
-    )
+        _BLUEPRINTS[key] = Blueprint(
+            {name: tensor.shape for name, tensor in network.state_dict().items()},
+            sum(p.numel() for p in network.parameters()),
+        )
+    return _BLUEPRINTS[key]
 
 
 def fit(architecture: Architecture, variant: str, checkpoints: Candidate) -> Fit:
@@ -117,33 +123,38 @@ def fit(architecture: Architecture, variant: str, checkpoints: Candidate) -> Fit
 
 
 def closest(architectures: Mapping[str, Architecture], checkpoints: Candidate) -> Fit | None:
-    """Return the variant of any architecture that fits best, or None where less than half fits."""
-    found: list[Fit] = []
+    """Return the fit of the variant, of any of the architectures, that fits best; None without variants."""
+    best: Fit | None = None
     candidates = list(_candidates(checkpoints))
     for architecture in architectures.values():
-        known: list[Mapping[str, Any]] = []
+        bodies: list[Mapping[str, Any]] = []
         for variant in architecture.variants:
-            config = architecture.config(variant)
-            if config in known:
+            # Another number of classes changes next to nothing of how much fits.
+            if (body := _body(architecture, variant)) in bodies:
                 continue
-            known.append(config)
+            bodies.append(body)
+            config = architecture.config(variant)
             plan = blueprint(architecture, config)
-            found += [
-                _compare(architecture, variant, config, _translated(architecture, c, config), plan)
-                for c in candidates
-            ]
-    best = max(found, key=lambda f: f.score, default=None)
-    return best if best is not None and best.score >= 0.5 else None
+            for candidate in candidates:
+                state = _translated(architecture, candidate, config)
+                fitted = _compare(architecture, variant, config, state, plan)
+                if fitted.exact:
+                    return fitted
+                if best is None or fitted.score > best.score:
+                    best = fitted
+    return best
 
 
 def siblings(architecture: Architecture, variant: str) -> list[str]:
     """Return the variants with the network of `variant`, itself first: other pictures or classes only."""
 
-    def body(name: str) -> dict[str, Any]:
-        return architecture.config(name) | {"num_classes": None}
-
-    same = [name for name in architecture.variants if body(name) == body(variant)]
+    body = _body(architecture, variant)
+    same = [name for name in architecture.variants if _body(architecture, name) == body]
     return sorted(same, key=lambda name: name != variant)
+
+
+def _body(architecture: Architecture, variant: str) -> dict[str, Any]:
+    return architecture.config(variant) | {"num_classes": None}
 
 
 def _compare(
@@ -201,7 +212,7 @@ def _candidates(checkpoints: Candidate) -> Iterator[Candidate]:
 def _nested(mapping: Mapping[str, Any], depth: int) -> Iterator[Mapping[str, Any]]:
     if any(isinstance(value, torch.Tensor) for value in mapping.values()):
         yield mapping
-    elif depth > 0:
+    if depth > 0:
         for value in mapping.values():
             if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
                 yield from _nested(value, depth - 1)
