@@ -65,13 +65,11 @@ async def detect_faces(
     Raises what `Triton.infer` raises.
     """
     answer = await triton.infer(detector.id, {"IMAGE": pixels})
-    least = detector.thresholds.get("face", 0.0)
     found = []
     for edges, score in zip(answer["BOXES"][0], answer["SCORES"][0], strict=True):
-        if score <= 0 or score < least:
-            continue
         box = pixel_box(edges, size)
-        if box.area:
+        # Rows with score 0 fill the batch up.
+        if score > 0 and box.area:
             found.append((float(score), box))
     found.sort(key=lambda scored: -scored[0])
     return [box for _, box in found[:most]]
