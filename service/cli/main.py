@@ -42,3 +42,7 @@ delegate(app)
 def main() -> None:
     """Run the command line."""
     app()
+
+
+if __name__ == "__main__":
+    main()
