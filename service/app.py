@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib import import_module
-from importlib.util import find_spec
-from pkgutil import iter_modules
 from typing import Any
 
 import uvicorn
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from sse_starlette.sse import AppStatus
 
-from service import tasks
 from service.deps import open_gateway
 from service.http import problems
 from service.http.middleware import BodyLimit, Faults, RequestId, SecurityHeaders
@@ -25,6 +21,9 @@ from service.observability.endpoints import router as operations
 from service.observability.logs import configure_logging
 from service.observability.metrics import Metrics
 from service.settings import Settings
+from service.tasks.classify.endpoints import router as classify
+from service.tasks.deepfake.endpoints import router as deepfake
+from service.tasks.generate.endpoints import router as generate
 from service.triton.endpoints import router as models
 from service.web.endpoints import mount_pages
 
@@ -62,7 +61,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     problems.register(app)
-    for router in (*_tasks(), jobs, models, operations):
+    for router in (classify, deepfake, generate, jobs, models, operations):
         app.include_router(router)
     mount_pages(app)
     # The last one added is the outermost.
@@ -73,13 +72,6 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestId)
     _describe(app)
     return app
-
-
-def _tasks() -> Iterator[APIRouter]:
-    """Yield the router of every task: each is a package with a module `endpoints`."""
-    for package in iter_modules(tasks.__path__, "service.tasks."):
-        if package.ispkg and find_spec(f"{package.name}.endpoints"):
-            yield import_module(f"{package.name}.endpoints").router
 
 
 def _describe(app: FastAPI) -> None:

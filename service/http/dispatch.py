@@ -75,12 +75,15 @@ class _Call:
         self._key = idempotency_key(request)
         self._seconds = gateway.settings.limits.request_seconds
         self._context = Context(gateway.settings, gateway.triton)
+        self._given: TaskParameters = TaskParameters()
         request.state.timings = self._context.timings
 
     async def check(self, sent: dict[str, Any]) -> TaskParameters:
         """Return the parameters, valid for the pipeline and for the model's card, and complete."""
-        given = validate(self._pipeline.parameters, sent)
-        checked: TaskParameters = await self._watched(self._pipeline.check(given, self._context))
+        self._given = validate(self._pipeline.parameters, sent)
+        checked: TaskParameters = await self._watched(
+            self._pipeline.check(self._given, self._context)
+        )
         self._request.state.model = checked.model
         return checked
 
@@ -89,7 +92,7 @@ class _Call:
         if self._key is None:
             return self._render(await self._run(parameters))
         answers = self._gateway.answers
-        fingerprint = await self._fingerprint(parameters)
+        fingerprint = await self._fingerprint()
         kept = await answers.claim(TENANT, self._key, fingerprint)
         if kept is not None:
             return _json(kept, {"Idempotency-Replayed": "true"})
@@ -113,7 +116,7 @@ class _Call:
             lane=how.lane,
             tenant=TENANT,
             idempotency_key=self._key,
-            request_hash=await self._fingerprint(parameters) if self._key else "",
+            request_hash=await self._fingerprint() if self._key else "",
             request_id=self._request.state.request_id,
         )
         queue, store, upload = self._gateway.queue, self._gateway.store, self._upload
@@ -157,10 +160,10 @@ class _Call:
             self._gateway.metrics.triton_errors.labels(error.stable_code, model).inc()
             raise
 
-    async def _fingerprint(self, parameters: TaskParameters) -> str:
-        return await request_hash(
-            self._pipeline.name, parameters.model_dump(mode="json"), self._upload
-        )
+    async def _fingerprint(self) -> str:
+        # Of what was sent: what the check adds may be drawn anew each time (a seed).
+        given = self._given.model_dump(mode="json")
+        return await request_hash(self._pipeline.name, given, self._upload)
 
     def _render(self, outcome: Outcome) -> Response:
         if len(outcome.attachments) == 1:
