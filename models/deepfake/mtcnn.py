@@ -165,18 +165,15 @@ class MTCNN(nn.Module):
         self, table: AreaTable, min_face_size: float, threshold: float
     ) -> list[torch.Tensor]:
         """Return square candidates [N, 4] of each picture."""
-        found: list[list[torch.Tensor]] = []
+        nothing = torch.zeros((0, 9), device=table.device)  # Pictures may be too small for a level.
+        found = [[nothing] for _ in range(table.batch)]
         for scale in _pyramid(min(table.height, table.width), min_face_size):
             level = table.resized(int(table.height * scale + 1), int(table.width * scale + 1))
             corrections, probabilities = self.pnet(_scaled(level))
-            found.append(
-                [
-                    _windows(correction, probability, scale, threshold)
-                    for correction, probability in zip(corrections, probabilities, strict=True)
-                ]
-            )
+            for windows, *maps in zip(found, corrections, probabilities, strict=True):
+                windows.append(_windows(*maps, scale, threshold))
         candidates = []
-        for levels in zip(*found, strict=True):
+        for levels in found:
             windows = torch.cat(levels)  # N, 9: box, score, correction
             windows = windows[nms(windows[:, :4], windows[:, 4], OVERLAP)[:MAX_CANDIDATES]]
             box = windows[:, :4]

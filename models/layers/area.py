@@ -18,10 +18,11 @@ class AreaTable:
     """
 
     def __init__(self, pictures: torch.Tensor) -> None:
-        batch, channels, self.height, self.width = pictures.shape
+        self.batch, channels, self.height, self.width = pictures.shape
+        self.device = pictures.device
         # B, H + 1, W + 1, C: the values gathered for a corner lie together.
         self._sums = pictures.new_zeros(
-            (batch, self.height + 1, self.width + 1, channels), dtype=torch.int32
+            (self.batch, self.height + 1, self.width + 1, channels), dtype=torch.int32
         )
         inner = self._sums[:, 1:, 1:]
         inner.copy_(pictures.permute(0, 2, 3, 1))
@@ -58,7 +59,7 @@ class AreaTable:
     def _bins(
         self, start: int | torch.Tensor, length: int | torch.Tensor, count: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        number = torch.arange(count, device=self._sums.device)
+        number = torch.arange(count, device=self.device)
         if isinstance(start, torch.Tensor) and isinstance(length, torch.Tensor):
             start, length = start[:, None], length[:, None]
         return start + number * length // count, start - (-(number + 1) * length // count)

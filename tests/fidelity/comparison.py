@@ -43,7 +43,7 @@ def compare(golden: Golden, outputs: Mapping[str, torch.Tensor]) -> Comparison:
 
 def error(record: Record, output: torch.Tensor) -> float:
     """Return max |value - recorded| over the sampled positions, relative to the output's recorded std."""
-    if tuple(output.shape) != record.shape:
+    if tuple(output.shape) != record.shape or bool(output.isnan().any()):
         return math.inf
     values = output.detach().double().reshape(-1)[:: record.stride][: record.sample.size].numpy()
     if values.size != record.sample.size:
