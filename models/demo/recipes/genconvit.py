@@ -54,7 +54,7 @@ def train(
 ) -> dict[str, float]:
     """Train with AdamW and a cosine schedule; see `models.demo.recipes.Recipe`."""
     steps = steps or STEPS
-    pairs = min(PAIRS, steps * BATCH)
+    pairs = min(PAIRS, 4 * steps)
     first = (seed * PAIRS) % (clips.HELD_OUT - PAIRS)
     faces, truth = training_faces(range(first, first + pairs), partial(_part, report, 0.0, 0.4))
     network = fit(faces, truth, device, seed, steps, partial(_part, report, 0.4, 0.9))
@@ -68,7 +68,7 @@ def training_faces(seeds: range, report: Report) -> tuple[np.ndarray, np.ndarray
     """Return faces uint8 [N, 3, 112, 112] of the real and the manipulated clips, and their classes."""
     faces: list[np.ndarray] = []
     truth: list[int] = []
-    for done, found in enumerate(_in_processes(_pair, seeds), start=1):
+    for done, found in enumerate(_in_processes(faces_of_pair, seeds), start=1):
         for manipulated, crops in found:
             faces += crops
             truth += [FAKE if manipulated else REAL] * len(crops)
@@ -117,7 +117,7 @@ def fit(
         if step % 10 == 0:
             report(step / steps, f"step {step}/{steps}, loss {loss.item():.3f}")
     for member in (network.ed, network.vae):
-        _balance(member.fc2)
+        balance(member.fc2)
     return network.eval()
 
 
@@ -151,7 +151,7 @@ def measure(folder: Path, seeds: range, device: Device, report: Report) -> dict[
     }
 
 
-def _balance(last: torch.nn.Linear) -> None:
+def balance(last: torch.nn.Linear) -> None:
     """Make the two logits each other's negative, so that their sigmoids are the softmax of before.
 
     Cross entropy fixes only the difference of the logits, and the service takes the sigmoid of each.
@@ -169,7 +169,7 @@ def _auc(negative: np.ndarray, positive: np.ndarray) -> float:
     return float(higher + 0.5 * (positive[:, None] == negative[None, :]).mean())
 
 
-def _pair(seed: int) -> Found:
+def faces_of_pair(seed: int) -> Found:
     """Return three faces of a short clip, cropped with the first frame's box, moved a little."""
     rng = np.random.default_rng([seed, 4])
     found = []

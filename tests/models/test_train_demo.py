@@ -1,0 +1,129 @@
+"""Training by the recipes, cut short: whole runs on real data, ending in weights that load and serve."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from models.demo import clips, shapes
+from models.demo.recipes import RECIPES, UnknownRecipe, convnext, genconvit, recipe
+from models.demo.train import RECORD, train
+from models.registry import architecture
+from models.serving import Device, Predictor
+from models.shipped import WEIGHTS
+from service.triton.cards import WeightsRecord
+
+
+def served(slug: str, folder: Path) -> Predictor:
+    paper = architecture(slug)
+    card = paper.card("demo", weights=WeightsRecord(kind="demo"))
+    predictor = paper.load(card, folder, Device("cpu"))
+    assert isinstance(predictor, Predictor)
+    return predictor
+
+
+def test_a_short_training_of_convnext_writes_weights_and_record(tmp_path: Path) -> None:
+    folder = tmp_path / "convnext-demo"
+    scores = train("convnext-demo", folder, seed=3, steps=4)
+    record = json.loads((folder / RECORD).read_text())
+    assert record["model"] == "convnext-demo"
+    assert (record["seed"], record["steps"]) == (3, 4)
+    assert record["held_out"] == {name: round(score, 5) for name, score in scores.items()}
+    state = load_file(folder / "model.safetensors")
+    assert {value.dtype for value in state.values()} == {torch.float16}
+    pixels = shapes.batch(0, 2)[0].transpose(0, 3, 1, 2)
+    answer = served("convnext", folder).predict({"IMAGE": pixels})["SCORES"]
+    assert answer.shape == (2, 36)
+    np.testing.assert_allclose(answer.sum(1), 1, rtol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        (tmp_path / name).mkdir()
+        convnext.train(tmp_path / name, "cpu", seed, lambda share, stage: None, steps=2)
+    first, same, other = (load_file(tmp_path / n / "model.safetensors") for n in ("a", "b", "c"))
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert not torch.equal(first["head.fc.weight"], other["head.fc.weight"])
+
+
+def test_a_short_training_of_genconvit_writes_weights_that_serve(tmp_path: Path) -> None:
+    folder = tmp_path / "genconvit-demo"
+    scores = train("genconvit-demo", folder, seed=0, steps=1)
+    assert set(scores) == {"AUC by clip", "accuracy by clip", "clips with a face"}
+    faces = np.random.default_rng(0).integers(0, 256, (3, 3, 112, 112), np.uint8)
+    answer = served("genconvit", folder).predict({"FACES": faces})
+    assert answer["MEMBERS"].shape == (3, 2, 2)
+    # Trained so that the two sigmoids of a network are one probability and its complement.
+    np.testing.assert_allclose(answer["MEMBERS"].sum(-1), 1, atol=1e-3)
+
+
+def test_a_failed_training_leaves_the_old_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "convnext-demo"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"old")
+
+    def broken(*arguments: object) -> None:
+        raise RuntimeError("the machine caught fire")
+
+    monkeypatch.setattr(convnext, "save_file", broken)
+    with pytest.raises(RuntimeError, match="fire"):
+        train("convnext-demo", folder, steps=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["convnext-demo"]
+    assert (folder / "model.safetensors").read_bytes() == b"old"
+
+
+def test_unknown_models_are_refused_by_name() -> None:
+    with pytest.raises(UnknownRecipe, match="convnext-demo, genconvit-demo"):
+        recipe("alexnet-demo")
+
+
+def test_the_detector_finds_the_drawn_faces() -> None:
+    found = 0
+    for seed in range(clips.HELD_OUT, clips.HELD_OUT + 12):
+        for _, crops in genconvit.faces_of_pair(seed):
+            found += len(crops) == genconvit.FACES_A_CLIP
+    assert found >= 23
+
+
+def test_balanced_logits_have_the_softmax_as_their_sigmoids() -> None:
+    torch.manual_seed(0)
+    last = torch.nn.Linear(8, 2)
+    x = torch.randn(5, 8)
+    expected = last(x).softmax(-1)
+    genconvit.balance(last)
+    torch.testing.assert_close(last(x).sigmoid(), expected)
+
+
+@pytest.mark.parametrize("model_id", ["convnext-demo", "genconvit-demo"])
+def test_shipped_weights_are_small_and_come_with_their_record(model_id: str) -> None:
+    folder = WEIGHTS / model_id
+    record = json.loads((folder / RECORD).read_text())
+    assert model_id in RECIPES
+    assert record["model"] == model_id
+    assert record["steps"] is None, "shipped weights come from a whole training"
+    assert (folder / "model.safetensors").stat().st_size < 1.2e6
+    assert load_file(folder / "model.safetensors").keys()
+
+
+def test_shipped_convnext_names_held_out_shapes() -> None:
+    paper = architecture("convnext")
+    card = paper.card("demo", weights=WeightsRecord(kind="demo"))
+    scores = convnext.measure(paper, card, WEIGHTS / "convnext-demo", Device("cpu"), 300)
+    assert scores["top-1"] >= 0.97
+    assert scores["top-1, degraded pictures"] >= 0.93
+
+
+def test_shipped_genconvit_tells_held_out_clips_apart() -> None:
+    seeds = range(clips.HELD_OUT + 1000, clips.HELD_OUT + 1008)
+    scores = genconvit.measure(
+        WEIGHTS / "genconvit-demo", seeds, Device("cpu"), lambda share, stage: None
+    )
+    assert scores["AUC by clip"] >= 0.95
+    assert scores["accuracy by clip"] >= 0.85
