@@ -88,9 +88,8 @@ class Client:
                 for event in self._events(job_id, seen):
                     seen, lost_at = event.id or seen, None
                     if event.event == "progress":
-                        data: Any = event.json()
                         job = {**job, "state": "running", "queue_position": None}
-                        job["progress"] = data["data"]
+                        job["progress"] = event.json()
                         yield job
                     elif event.event == "state":
                         break

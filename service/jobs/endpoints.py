@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
+import orjson
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
@@ -141,7 +142,10 @@ async def _stream(gateway: Gateway, events: AsyncIterator[Event]) -> AsyncIterat
             if event is None:
                 return
             yield ServerSentEvent(
-                id=event.id, event=event.kind, data=event.model_dump_json(), retry=_RETRY_MS
+                id=event.id,
+                event=event.kind,
+                data=orjson.dumps(event.data).decode(),
+                retry=_RETRY_MS,
             )
     except RedisUnavailable:
         return  # the stream just ends, which every client answers by resuming
