@@ -10,9 +10,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
@@ -179,7 +180,7 @@ def remove(
 ) -> None:
     """Take a model out of the repository, with its weights.
 
-    - `python -m models remove flowers`
+    - `vitrine remove flowers`
     """
     with _plain_errors(KeyError):
         from models.repository import remove_entry
@@ -278,6 +279,28 @@ def train_demo(
 
 
 @app.command()
+def sample(
+    task: Annotated[
+        Literal["classify", "deepfake", "generate"], typer.Argument(show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", dir_okay=False, show_default=False)],
+    seed: Annotated[int, typer.Option(min=0, help="Another number, another input.")] = 0,
+    real: Annotated[bool, typer.Option("--real", help="deepfake: an untouched clip.")] = False,
+) -> None:
+    """Write an input to try, drawn on the spot, and say what the right answer is.
+
+    - `vitrine sample classify -o shape.png`
+    - `vitrine sample deepfake -o clip.mp4 --real`
+    - `vitrine sample generate -o prompt.txt`
+    """
+    with _plain_errors(ValueError):
+        from models.demo.sample import write_sample
+
+        shown = write_sample(task, output, seed, manipulated=not real)
+        console.print(f"{output}: {shown}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def papers(
     write: Annotated[
         Path | None,
@@ -315,32 +338,34 @@ class _Refused(Exception):
 @contextmanager
 def _plain_errors(*more: type[Exception]) -> Iterator[None]:
     """Turn what a person can put right, and errors of the types `more`, into one line and exit code 1."""
+    from models.weights.errors import WeightsError
+
     try:
         yield
     except KeyboardInterrupt:
         _fail("interrupted")
-    except Exception as error:
-        if not isinstance(error, (*_expected(), *more)):
-            raise
+    except (_Refused, WeightsError, OSError, *more) as error:
+        # A KeyError's own text is the repr of its message.
         _fail(str(error.args[0]) if isinstance(error, KeyError) else str(error))
+    except KeyError as error:
+        # The subclasses are ours, for names that nobody knows; a bare one is a fault of the program.
+        if type(error) is KeyError:
+            raise
+        _fail(str(error))
 
 
-def _expected() -> tuple[type[Exception], ...]:
-    """Return the errors that are about the input. Asked only once there is one: it imports torch."""
-    from models.demo.recipes import UnknownRecipe
-    from models.registry import UnknownArchitecture
-    from models.weights.errors import WeightsError
-
-    return (_Refused, WeightsError, UnknownArchitecture, UnknownRecipe, OSError)
-
-
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     notes.print(f"[bold red]error:[/] {message}", highlight=False, soft_wrap=True)
     raise typer.Exit(1)
 
 
 def _repository(given: Path | None) -> Path:
-    return (given or Settings().repository).expanduser().absolute()
+    try:
+        return (given or Settings().repository).expanduser().absolute()
+    except ValidationError as error:
+        fault = error.errors()[0]
+        name = "__".join(map(str, fault["loc"])).upper()
+        raise _Refused(f"VITRINE_{name}: {fault['msg']}") from error
 
 
 def _named_file(given: str) -> tuple[str, Path]:
