@@ -14,7 +14,7 @@ from service.cli.output import console, fail, messages, print_json
 from service.cli.progress import finished
 from service.client import Client
 
-generate = typer.Typer(no_args_is_help=True, help="Make pictures.")
+generate = typer.Typer(no_args_is_help=True)
 
 _FORMATS = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
 

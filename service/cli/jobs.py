@@ -16,7 +16,7 @@ from service.cli.generate import write, write_files
 from service.cli.output import console, fail, print_json
 from service.cli.progress import finished
 
-jobs = typer.Typer(help="List, watch and cancel jobs.")
+jobs = typer.Typer()
 
 _COLOURS = {
     "queued": "yellow",

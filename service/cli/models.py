@@ -11,7 +11,7 @@ from rich.text import Text
 from service.cli.connection import Json, Url, connected
 from service.cli.output import console, messages, print_json
 
-models = typer.Typer(help="List, load and unload models.")
+models = typer.Typer()
 
 _STATES = {"ready": "green", "loading": "yellow", "failed": "red"}
 ModelId = Annotated[str, typer.Argument(metavar="ID", help="The model's id.", show_default=False)]

@@ -39,8 +39,13 @@ def chart(
             else:
                 text.append("┈" if row == limit_row else " ", style="dim")
         text.append("\n")
-    last = clock(end)
-    text.append(f"     {clock(start):<{max(1, len(columns) - len(last))}}{last}", style="dim")
+    first, last = clock(start), clock(end)
+    axis = (
+        first
+        if end == start
+        else f"{first}{' ' * max(1, len(columns) - len(first) - len(last))}{last}"
+    )
+    text.append(f"     {axis}", style="dim")
     return text
 
 
