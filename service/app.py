@@ -14,7 +14,7 @@ from sse_starlette.sse import AppStatus
 from service.deps import open_gateway
 from service.http import problems
 from service.http.middleware import BodyLimit, Faults, RequestId, SecurityHeaders
-from service.http.openapi import PROBLEM_SCHEMA
+from service.http.openapi import complete
 from service.jobs.endpoints import router as jobs
 from service.observability.access import AccessLog
 from service.observability.endpoints import router as operations
@@ -75,14 +75,11 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def _describe(app: FastAPI) -> None:
-    """Add the problem's schema to the OpenAPI document, and take out FastAPI's own error's."""
+    """Make the OpenAPI document speak of problems, not of FastAPI's own error."""
     generate_document = app.openapi
 
     def openapi() -> dict[str, Any]:
-        document = generate_document()
-        schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        schemas["Problem"] = PROBLEM_SCHEMA
-        return document
+        return app.openapi_schema or complete(generate_document())
 
     app.openapi = openapi  # type: ignore[method-assign]
 

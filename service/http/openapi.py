@@ -72,7 +72,20 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return documented
 
 
-PROBLEM_SCHEMA: dict[str, Any] = {
+def complete(document: dict[str, Any]) -> dict[str, Any]:
+    """Add the problem's schema to FastAPI's document and put it where FastAPI documents its own error."""
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    schemas["Problem"] = _PROBLEM
+    for own in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(own, None)
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            if "HTTPValidationError" in str(operation["responses"].get("422")):
+                operation["responses"]["422"] = problems(422)[422]
+    return document
+
+
+_PROBLEM: dict[str, Any] = {
     "title": "Problem",
     "description": "An error (RFC 9457). `code` is stable; `detail` is for people.",
     "type": "object",
