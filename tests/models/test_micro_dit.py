@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from models.demo.recipes.micro_dit import save, tokenizer
 from models.demo.recipes.micro_dit_scores import request
+from models.generation.autoencoder import Autoencoder
 from models.generation.clip_text import TextEncoder, TowerConfig, read_tower
 from models.generation.edm import heun, noise_schedule
 from models.generation.micro_dit_generator import MicroDiT
@@ -284,6 +286,35 @@ class TestTextTower:
         assert row[0] == 1
         assert row[4:] == [2, 0, 0, 0, 0]
         assert row == tokens([" a red  circle "])[0].tolist()
+
+
+class TestAutoencoder:
+    def test_files_with_the_attention_named_as_before_load_too(
+        self, folder: Path, tmp_path: Path
+    ) -> None:
+        former = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+        state = {}
+        for name, value in load_file(folder / "vae.safetensors").items():
+            for current, before in former.items():
+                name = name.replace(f".{current}.", f".{before}.")
+            state[name] = value
+        assert any(name.endswith(".proj_attn.weight") for name in state)
+        save_file(state, tmp_path / "vae.safetensors")
+        shutil.copy(folder / "vae.json", tmp_path)
+        latent = torch.randn(1, 8, 8, 8)
+        one, other = (Autoencoder.load(path, Device()) for path in (folder, tmp_path))
+        assert torch.equal(one.decode(latent), other.decode(latent))
+
+    def test_latents_are_scaled_and_decode_to_uint8_pictures(self, folder: Path) -> None:
+        autoencoder = Autoencoder.load(folder, Device())
+        pictures = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+        latent = autoencoder.encode(pictures)
+        pixels = pictures.permute(0, 3, 1, 2) / 127.5 - 1
+        with torch.inference_mode():
+            mean = autoencoder.vae.encode(pixels).latent_dist.mean
+        torch.testing.assert_close(latent, mean * autoencoder.vae.config.scaling_factor)
+        assert autoencoder.decode(latent).shape == (2, 64, 64, 3)
+        assert autoencoder.decode(latent).dtype == torch.uint8
 
 
 @pytest.fixture(scope="module")
