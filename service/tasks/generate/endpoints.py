@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from service.http.dispatch import dispatch
 from service.http.openapi import problems, request_body
-from service.jobs.record import Job
+from service.jobs.schemas import JobView
 from service.tasks.generate.pipeline import GenerateImage
 from service.tasks.generate.schemas import GenerateImageParameters
 
@@ -17,7 +17,7 @@ router = APIRouter(prefix="/v1/generate", tags=["generate"])
     "/image",
     summary="Make pictures from a prompt",
     status_code=202,
-    response_model=Job,
+    response_model=JobView,
     responses=problems(400, 404, 415, 422, 429, 500, 503, 507),
     openapi_extra=request_body(
         GenerateImageParameters,

@@ -263,7 +263,7 @@ async function generate(event) {
 
 /** Show a job's events until its final state, and return that. EventSource resumes by itself. */
 function follow({ links }) {
-  return new Promise((resolve) => {
+  return new Promise((resolve, reject) => {
     const events = new EventSource(links.events);
     events.addEventListener("progress", (event) => {
       const { percent: done, stage, step, steps } = JSON.parse(event.data);
@@ -278,6 +278,10 @@ function follow({ links }) {
       }
       events.close();
       resolve(state);
+    });
+    events.addEventListener("error", () => {
+      // It reconnects by itself, unless the service refused: then the job itself tells more.
+      if (events.readyState === EventSource.CLOSED) call(links.self).then((job) => resolve(job.state), reject);
     });
   });
 }
