@@ -344,7 +344,9 @@ def _plain_errors(*more: type[Exception]) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         _fail("interrupted")
-    except (_Refused, WeightsError, OSError, *more) as error:
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except (_Refused, WeightsError, *more) as error:
         # A KeyError's own text is the repr of its message.
         _fail(str(error.args[0]) if isinstance(error, KeyError) else str(error))
     except KeyError as error:
@@ -409,13 +411,17 @@ def _progress() -> Iterator[Watch]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=notes) as progress:
+    progress = Progress(*columns, console=notes)
 
-        def watch(source: Source) -> Watcher:
-            bar = progress.add_task(source.url.rsplit("/", 1)[-1], total=None)
-            return lambda received, total: progress.update(bar, completed=received, total=total)
+    def watch(source: Source) -> Watcher:
+        progress.start()
+        bar = progress.add_task(source.url.rsplit("/", 1)[-1], total=None)
+        return lambda received, total: progress.update(bar, completed=received, total=total)
 
+    try:
         yield watch
+    finally:
+        progress.stop()
 
 
 def _report(installed: Installed) -> None:

@@ -38,13 +38,15 @@ def published(name: str) -> tuple[Architecture, Variant]:
 
     Raises UnknownArchitecture, and WeightsError where nothing is published.
     """
-    known = architectures()
-    ids = {f"{a.slug}-{v}": f"{a.slug}:{v}" for a in known.values() for v in a.variants}
-    if ":" not in name and name not in known and name not in ids:
-        raise UnknownArchitecture(
-            f"no architecture or model {name!r}; `python -m models list` shows what there is"
-        )
-    found, chosen = variant(ids.get(name, name))
+    try:
+        found, chosen = variant(name)
+    except UnknownArchitecture:
+        ids = {
+            f"{a.slug}-{v}": f"{a.slug}:{v}" for a in architectures().values() for v in a.variants
+        }
+        if name not in ids:
+            raise
+        found, chosen = variant(ids[name])
     if not chosen.sources:
         others = [f"{found.slug}:{v.name}" for v in found.variants.values() if v.sources]
         raise WeightsError(
