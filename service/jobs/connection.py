@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache
@@ -14,7 +15,7 @@ from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as DisconnectedError
-from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError
+from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as SlowError
 
 from service.errors import RedisUnavailable
@@ -26,6 +27,9 @@ BLOCK_S = 1.0
 COMMAND_CONNECTIONS = 32
 BLOCKING_CONNECTIONS = 10_000
 
+# What a server says that is full, a replica, cannot save or has no quorum; a script's error holds
+# it somewhere inside. Redis refuses at a script's first write, so nothing is half done.
+_REFUSED = re.compile(r"\b(OOM|READONLY|MISCONF|NOREPLICAS|MASTERDOWN|CLUSTERDOWN|NOSCRIPT)\b")
 _LUA = Path(__file__).parent / "lua"
 
 
@@ -95,14 +99,26 @@ class Connection:
 
     @asynccontextmanager
     async def guard(self, timeout_s: float) -> AsyncIterator[None]:
-        """Raise RedisUnavailable for whatever says that Redis is down, full, loading or not the primary."""
+        """Raise RedisUnavailable for whatever says that Redis is down, full, loading or not the primary.
+
+        A cancellation comes through: `asyncio.wait_for`, which redis-py writes with, drops one
+        that arrives together with its result (Python 3.11), and the task would live on.
+        """
+        task = asyncio.current_task()
+        asked = task.cancelling() if task else 0
         try:
             async with asyncio.timeout(timeout_s):
                 yield
         except (DisconnectedError, OSError, SlowError) as error:
+            if task and task.cancelling() > asked:
+                raise asyncio.CancelledError from error
             raise RedisUnavailable("The job queue does not answer.") from error
-        except (OutOfMemoryError, ReadOnlyError, NoScriptError) as error:
+        except ResponseError as error:
+            if _REFUSED.search(str(error)) is None:
+                raise
             raise RedisUnavailable("The job queue takes no writes at the moment.") from error
+        if task and task.cancelling() > asked:
+            raise asyncio.CancelledError
 
 
 def _options(redis: RedisSettings, timeout_s: float) -> dict[str, Any]:

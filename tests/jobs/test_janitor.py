@@ -115,18 +115,19 @@ async def test_orphans_go_when_they_are_old_and_no_job_knows_them(
 
 
 async def test_dead_consumers_are_forgotten_unless_they_hold_a_job(
-    queue: Queue, store: Store
+    queue: Queue, store: Store, redis_settings: RedisSettings
 ) -> None:
     await queue.submit(submission())
-    for name in ("holds", "idle"):
-        await queue.consumer(name).claim()
+    await queue.consumer("holds").claim()
     lane = queue.connection.key("lane", "normal")
+    await queue.connection.client.xgroup_createconsumer(lane, "workers", "idle")
 
     async def consumers() -> set[str]:
         found = await queue.connection.client.xinfo_consumers(lane, "workers")
         return {consumer["name"] for consumer in found}
 
-    await Janitor(queue, store, JOBS).sweep()
+    async with Queue(redis_settings, JobSettings(lease_s=60)) as patient:
+        await Janitor(patient, store, JOBS).sweep()
     assert await consumers() == {"holds", "idle"}
     await asyncio.sleep(0.55)  # ten leases
     await Janitor(queue, store, JOBS).sweep()
