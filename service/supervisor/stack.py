@@ -90,6 +90,7 @@ class Stack:
         )
         self._probe: probes.TritonProbe | None = None
         self._repository: Process | None = None
+        self._chosen = asyncio.Event()
         self._catalogue_failure = ""
 
     async def start(self, show: Callable[[Progress], None]) -> None:
@@ -143,10 +144,12 @@ class Stack:
         add(parts.gateway(directory, self.addresses, settings))
         add(parts.worker(directory, self.addresses, settings, self._worker_port))
         if self._options.triton_url is None:
-            self.progress.models = await self._write_repository()
             add(parts.triton(directory, self._triton_ports, self._load_models))
+            self.progress.models = await self._write_repository()
+            self._chosen.set()
         else:
             self.progress.models = [ModelRow(id, "", "") for id in self._options.models or ()]
+            self._chosen.set()
             await self._load_models()
 
     async def _write_repository(self) -> list[ModelRow]:
@@ -181,6 +184,7 @@ class Stack:
         """Load the chosen models side by side; at every start of Triton, so also after a crash."""
         probe = self._probe
         assert probe is not None
+        await self._chosen.wait()
         await probe.wait()
 
         async def load(row: ModelRow) -> None:

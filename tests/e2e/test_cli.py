@@ -115,7 +115,7 @@ def test_generate_writes_the_same_picture_for_the_same_seed(vitrine, tmp_path: P
     assert job["state"] == "succeeded"
     assert job["written"] == ["b.png"]
     with Image.open(tmp_path / "a.png") as a, Image.open(tmp_path / "b.png") as b:
-        assert list(a.getdata()) == list(b.getdata())
+        assert a.tobytes() == b.tobytes()
     several = vitrine(*prompt, "-n", "2", "-o", "c.webp")
     assert several.stdout.startswith("c-1.webp\nc-2.webp\n")
     with Image.open(tmp_path / "c-2.webp") as picture:
