@@ -41,6 +41,14 @@ server-sent events. `Idempotency-Key` makes sending again safe.
 `Server-Timing`.
 """
 
+_TAGS = [
+    {"name": "understand", "description": "Answers about pictures and videos."},
+    {"name": "generate", "description": "New pictures; always jobs."},
+    {"name": "jobs", "description": "Work that takes its time: state, progress, result, cancel."},
+    {"name": "models", "description": "What is served: cards with paper, licence and figures."},
+    {"name": "operations", "description": "Probes and metrics."},
+]
+
 
 def create_app(settings: Settings) -> FastAPI:
     """Return the gateway as an ASGI application. Nothing is connected before its lifespan starts."""
@@ -56,6 +64,7 @@ def create_app(settings: Settings) -> FastAPI:
         title="Vitrine",
         version="0.1.0",
         description=_DESCRIPTION,
+        openapi_tags=_TAGS,
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,

@@ -48,7 +48,7 @@ _MEDIUM: _Documented = {
 }
 
 
-@router.get("", response_model=JobList, responses=problems(422, 503))
+@router.get("", summary="List jobs", response_model=JobList, responses=problems(422, 503))
 async def list_jobs(
     gateway: GatewayDep,
     state: Annotated[State | None, Query(description="Only jobs in this state.")] = None,
@@ -65,7 +65,7 @@ async def list_jobs(
     )
 
 
-@router.get("/{job_id}", response_model=JobView, responses=problems(404, 503))
+@router.get("/{job_id}", summary="Get a job", response_model=JobView, responses=problems(404, 503))
 async def get_job(gateway: GatewayDep, job_id: JobId) -> Response:
     """Get one job, with its result's document once it succeeded."""
     return await job_response(gateway, await gateway.queue.get(job_id, TENANT))
@@ -73,6 +73,7 @@ async def get_job(gateway: GatewayDep, job_id: JobId) -> Response:
 
 @router.delete(
     "/{job_id}",
+    summary="Cancel a job",
     response_model=JobView,
     responses=_CANCELING | problems(404, 503),
 )
@@ -84,6 +85,7 @@ async def cancel_job(gateway: GatewayDep, job_id: JobId) -> Response:
 
 @router.get(
     "/{job_id}/events",
+    summary="Follow a job",
     response_class=EventSourceResponse,
     responses=_EVENTS | problems(404, 422, 503),
 )
@@ -99,6 +101,7 @@ async def follow_job(
 
 @router.get(
     "/{job_id}/result",
+    summary="Get the result",
     response_model=ResultView,
     responses=_MEDIUM | problems(404, 409, 503),
 )
@@ -113,6 +116,7 @@ async def get_result(request: Request, gateway: GatewayDep, job_id: JobId) -> Re
 
 @router.get(
     "/{job_id}/result/{name}",
+    summary="Get one medium of the result",
     response_class=Response,
     responses=_MEDIUM | problems(404, 409, 503),
 )

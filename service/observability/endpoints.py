@@ -17,7 +17,7 @@ router = APIRouter(tags=["operations"])
 _SCRAPE_TIMEOUT_S = 1.0
 
 
-@router.get("/livez")
+@router.get("/livez", summary="Liveness")
 async def livez() -> dict[str, str]:
     """Tell whether the process answers."""
     return {"status": "ok"}
@@ -25,6 +25,7 @@ async def livez() -> dict[str, str]:
 
 @router.get(
     "/readyz",
+    summary="Readiness",
     response_model=Readiness,
     responses={503: {"model": Readiness, "description": "Something is missing; it says what."}},
 )
@@ -37,6 +38,7 @@ async def readyz(gateway: GatewayDep, response: Response) -> Readiness:
 
 @router.get(
     "/metrics",
+    summary="Metrics",
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )

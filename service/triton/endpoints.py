@@ -56,7 +56,7 @@ class ModelList(BaseModel):
     data: list[ModelView]
 
 
-@router.get("", response_model=ModelList, responses=problems(422, 503))
+@router.get("", summary="List models", response_model=ModelList, responses=problems(422, 503))
 async def list_models(
     gateway: GatewayDep,
     task: Annotated[Task | None, Query(description="Only models of this task.")] = None,
@@ -66,13 +66,20 @@ async def list_models(
     return ModelList(data=[ModelView.of(model, labels=False) for model in models])
 
 
-@router.get("/{model_id}", response_model=ModelView, responses=problems(404, 503))
+@router.get(
+    "/{model_id}", summary="Get a model", response_model=ModelView, responses=problems(404, 503)
+)
 async def get_model(gateway: GatewayDep, model_id: ModelId) -> ModelView:
     """Get one model with its whole card."""
     return ModelView.of(await _find(gateway, model_id), labels=True)
 
 
-@router.post("/{model_id}/load", response_model=ModelView, responses=problems(404, 503))
+@router.post(
+    "/{model_id}/load",
+    summary="Load a model",
+    response_model=ModelView,
+    responses=problems(404, 503),
+)
 async def load_model(gateway: GatewayDep, model_id: ModelId) -> ModelView:
     """Load a model now, or again from its entry, instead of on its first use."""
     await _find(gateway, model_id)
@@ -80,7 +87,12 @@ async def load_model(gateway: GatewayDep, model_id: ModelId) -> ModelView:
     return ModelView.of(await _find(gateway, model_id), labels=True)
 
 
-@router.post("/{model_id}/unload", response_model=ModelView, responses=problems(404, 503))
+@router.post(
+    "/{model_id}/unload",
+    summary="Unload a model",
+    response_model=ModelView,
+    responses=problems(404, 503),
+)
 async def unload_model(gateway: GatewayDep, model_id: ModelId) -> ModelView:
     """Unload a model. It is loaded again on its next use."""
     await _find(gateway, model_id)

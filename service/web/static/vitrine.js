@@ -162,7 +162,7 @@ function point(answer, moment) {
 }
 
 function chart(answer) {
-  const [width, height, left, bottom, top] = [560, 190, 34, 24, 10];
+  const [width, height, left, bottom, top] = [560, 190, 42, 24, 10];
   const end = Math.max(...answer.timeline.map((moment) => moment.t), 0.001);
   const x = (t) => left + (t / end) * (width - left - 10);
   const y = (score) => top + (1 - score) * (height - top - bottom);
