@@ -6,6 +6,7 @@ torch is imported by the commands that need it, so that help and small commands 
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,6 +69,7 @@ def pull(
     hub_url: Hub = None,
     accept_licence: AcceptLicence = False,
     replace: Replace = False,
+    device: Device = "auto",
 ) -> None:
     """Download published weights and serve them; a running service needs no restart.
 
@@ -89,6 +91,7 @@ def pull(
                 hub=hub_url,
                 accept_licence=accepted,
                 replace=replace,
+                device=device,
                 watch=watch,
             )
         _report(installed)
@@ -144,6 +147,7 @@ def add(
     repository: Repository = None,
     hub_url: Hub = None,
     replace: Replace = False,
+    device: Device = "auto",
 ) -> None:
     """Serve your own checkpoint; a running service needs no restart.
 
@@ -167,6 +171,7 @@ def add(
                 precision=precision,
                 default=default,
                 replace=replace,
+                device=device,
                 hub=hub_url,
                 watch=watch,
             )
@@ -328,6 +333,8 @@ def papers(
 
 
 def main() -> None:
+    # What a command had begun is cleared away after a SIGTERM as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     app()
 
 
@@ -340,13 +347,14 @@ def _plain_errors(*more: type[Exception]) -> Iterator[None]:
     """Turn what a person can put right, and errors of the types `more`, into one line and exit code 1."""
     from models.weights.errors import WeightsError
 
+    expected: tuple[type[Exception], ...] = (_Refused, WeightsError, *more)
     try:
         yield
     except KeyboardInterrupt:
         _fail("interrupted")
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-    except (_Refused, WeightsError, *more) as error:
+    except expected as error:
         # A KeyError's own text is the repr of its message.
         _fail(str(error.args[0]) if isinstance(error, KeyError) else str(error))
     except KeyError as error:

@@ -41,6 +41,7 @@ def add(
     precision: Precision = "keep",
     default: bool = False,
     replace: bool = False,
+    device: str = "auto",
     hub: str | None = None,
     watch: Watch = unwatched,
     patience: Patience = PATIENCE,
@@ -100,11 +101,11 @@ def add(
                 "licence": Licence(code=found.licence.code, weights="set by their owner"),
             }
         )
-        install(repository, card, folder, found)
+        install(repository, card, folder, found, device)
     for path in fetched.values():
         path.unlink()
     if default:
-        only_default(repository, card)
+        only_default(repository, card, device)
     return Installed(card, (*converted.warnings, *invented))
 
 

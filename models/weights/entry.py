@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from models.weights.errors import WeightsError
 from service.triton.cards import Card
 
 MODEL = "model.safetensors"
+_DAY_S = 24 * 3600
 
 
 def downloads(repository: Path) -> Path:
@@ -29,9 +31,15 @@ def downloads(repository: Path) -> Path:
 
 @contextmanager
 def staging(repository: Path) -> Iterator[Path]:
-    """Yield an empty folder on the repository's file system; it is gone afterwards."""
+    """Yield an empty folder on the repository's file system; it is gone afterwards.
+
+    What a process that was killed left behind more than a day ago is removed as well.
+    """
     folder = downloads(repository)
     folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("staging-*"):
+        if time.time() - old.stat().st_mtime > _DAY_S:
+            shutil.rmtree(old, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="staging-", dir=folder) as path:
         yield Path(path)
 
@@ -66,7 +74,7 @@ def place(files: Mapping[Source, Path], found: Architecture, chosen: Variant, fo
         save_file(separate(state), folder / name, metadata={"format": "pt"})
 
 
-def install(repository: Path, card: Card, folder: Path, found: Architecture) -> None:
+def install(repository: Path, card: Card, folder: Path, found: Architecture, device: str) -> None:
     """Write the entry of `card` from the files in `folder`. Raises WeightsError if they do not load."""
     if type(found).load is not Architecture.load:
         # Built from several parts: only loading them shows that they belong together.
@@ -74,14 +82,14 @@ def install(repository: Path, card: Card, folder: Path, found: Architecture) -> 
             found.load(card, folder, Device())
         except Exception as error:
             raise WeightsError(f"{card.id} would not load: {error}") from error
-    write_entry(repository, card, {path.name: path for path in folder.iterdir()})
+    write_entry(repository, card, {path.name: path for path in folder.iterdir()}, device)
 
 
-def only_default(repository: Path, card: Card) -> None:
+def only_default(repository: Path, card: Card, device: str) -> None:
     """Take the default flag from the task's other models that were made its default on purpose."""
     for other in cards(repository):
         rival = other.task == card.task and other.id != card.id and other.weights.kind != "demo"
         if rival and other.default:
             folder = repository / other.id / "1"
             parts = {p.name: p for p in folder.iterdir() if p.is_file() and p.name != "model.py"}
-            write_entry(repository, other.model_copy(update={"default": False}), parts)
+            write_entry(repository, other.model_copy(update={"default": False}), parts, device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +10,8 @@ from models.architecture import Architecture, Source, Variant
 from models.registry import UnknownArchitecture, architectures, variant
 from models.repository import cards
 from models.weights.checkpoint import read_checkpoint
-from models.weights.conversion import convert
-from models.weights.download import PATIENCE, Patience, Watcher, download
+from models.weights.conversion import Converted, convert
+from models.weights.download import PATIENCE, Downloaded, Patience, Watcher, download
 from models.weights.entry import MODEL, downloads, install, place, staging
 from models.weights.errors import LicenceNotAccepted, NameRefused, WeightsError, WrongLabels
 from service.triton.cards import Card, WeightsRecord
@@ -63,14 +63,15 @@ def pull(
     hub: str | None = None,
     accept_licence: bool = False,
     replace: bool = False,
+    device: str = "auto",
     watch: Watch = unwatched,
     patience: Patience = PATIENCE,
 ) -> Installed:
     """Download the published weights of `name`, convert them and write their entry.
 
     They become the default of their task where that has only demo weights so far. Raises
-    UnknownArchitecture and WeightsError; after an error the repository is as it was, and what was
-    downloaded is kept for the next attempt.
+    UnknownArchitecture and WeightsError; after an error the repository is as it was, and the part of a
+    file that arrived is kept for the next attempt.
     """
     found, chosen = published(name)
     if not (found.licence.commercial or accept_licence):
@@ -98,27 +99,44 @@ def pull(
         )
         for source in chosen.sources
     }
-    network = [file for source, file in files.items() if source.part == "model"]
-    with staging(repository) as folder:
-        converted = convert(
-            [read_checkpoint(file.path) for file in network], found, chosen.name, folder / MODEL
-        )
-        if chosen.labels and converted.classes not in (None, len(chosen.labels)):
-            raise WrongLabels(
-                f"{address} has {converted.classes} classes, "
-                f"{found.slug}:{chosen.name} has {len(chosen.labels)} labels"
+    try:
+        with staging(repository) as folder:
+            converted = _gather(files, found, chosen, folder)
+            network = [file for source, file in files.items() if source.part == "model"]
+            record = WeightsRecord(
+                kind="official", source=address, sha256=" ".join(file.sha256 for file in network)
             )
-        place({source: file.path for source, file in files.items()}, found, chosen, folder)
-        record = WeightsRecord(
-            kind="official", source=address, sha256=" ".join(file.sha256 for file in network)
+            card = found.card(chosen.name, weights=record, parameter_count=converted.parameters)
+            settled = any(
+                c.default and c.task == card.task and c.weights.kind != "demo" and c.id != id
+                for c in present.values()
+            )
+            card = card.model_copy(update={"default": not settled})
+            install(repository, card, folder, found, device)
+    except WeightsError:
+        # What was published is not usable; when that has been put right, it must be fetched again.
+        _discard(files)
+        raise
+    _discard(files)
+    return Installed(card, converted.warnings)
+
+
+def _gather(
+    files: Mapping[Source, Downloaded], found: Architecture, chosen: Variant, folder: Path
+) -> Converted:
+    """Put the network and its further parts into `folder`."""
+    network = [file for source, file in files.items() if source.part == "model"]
+    checkpoints = [read_checkpoint(file.path) for file in network]
+    converted = convert(checkpoints, found, chosen.name, folder / MODEL)
+    if chosen.labels and converted.classes not in (None, len(chosen.labels)):
+        raise WrongLabels(
+            f"the published file has {converted.classes} classes, "
+            f"{found.slug}:{chosen.name} has {len(chosen.labels)} labels"
         )
-        card = found.card(chosen.name, weights=record, parameter_count=converted.parameters)
-        settled = any(
-            c.default and c.task == card.task and c.weights.kind != "demo" and c.id != id
-            for c in present.values()
-        )
-        card = card.model_copy(update={"default": not settled})
-        install(repository, card, folder, found)
+    place({source: file.path for source, file in files.items()}, found, chosen, folder)
+    return converted
+
+
+def _discard(files: Mapping[Source, Downloaded]) -> None:
     for file in files.values():
         file.path.unlink()
-    return Installed(card, converted.warnings)

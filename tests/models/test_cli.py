@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -101,6 +103,24 @@ def test_pull_asks_for_agreement_only_where_somebody_can_answer(
     assert "CC-BY-NC-4.0" in said
     assert "--accept-licence" in said
     assert server.requests == []
+
+
+@pytest.mark.parametrize(("answer", "said"), [("n", "--accept-licence"), ("y", "does not exist")])
+def test_a_person_is_asked_about_the_licence(
+    server: FileServer, tmp_path: Path, answer: str, said: str
+) -> None:
+    person, terminal = pty.openpty()
+    command = [sys.executable, "-m", "models", "pull", "genconvit:ed", "--hub-url", server.url]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=terminal, stderr=subprocess.PIPE, text=True
+    ) as process:
+        os.write(person, f"{answer}\n".encode())
+        _, shown = process.communicate()
+    os.close(person)
+    os.close(terminal)
+    assert "Is your use non-commercial?" in shown
+    assert said in shown.splitlines()[-1]
+    assert bool(server.requests) == (answer == "y")
 
 
 def test_pull_of_what_is_not_published(server: FileServer) -> None:

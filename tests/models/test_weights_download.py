@@ -8,10 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from models.weights import download as module
 from models.weights.download import Downloaded, Patience, download, resolve
@@ -38,7 +41,7 @@ def server() -> Iterator[FileServer]:
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HF_ENDPOINT", "HF_TOKEN", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+    for name in ("HF_ENDPOINT", "HF_TOKEN"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -84,6 +87,38 @@ def test_a_cut_transfer_goes_on_where_it_stopped(server: FileServer, tmp_path: P
     assert fetch(server, tmp_path).sha256 == SHA256
     assert ranges(server) == [None, "bytes=1000000-", "bytes=1500000-"]
     assert server.requests[1][1]["if-range"] == file.tag
+
+
+@given(
+    size=st.integers(0, 300_000),
+    cuts=st.lists(st.integers(0, 300_000), max_size=6),
+    ranges_until=st.integers(0, 7),
+    etag=st.sampled_from(["strong", "weak", None]),
+    told=st.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+def test_wherever_it_is_cut_the_file_is_right_or_absent(
+    size: int, cuts: list[int], ranges_until: int, etag: str | None, told: bool
+) -> None:
+    content = CONTENT[:size]
+    with file_server() as server, tempfile.TemporaryDirectory() as folder:
+        file = server.put("/w.pth", content, etag=etag, cut_after=[min(c, size) for c in cuts])
+
+        def sleep(seconds: float) -> None:
+            file.ranges = len(server.requests) < ranges_until
+
+        sha256 = hashlib.sha256(content).hexdigest()
+        options = {"sha256": sha256} if told else {}
+        patience = Patience(attempts=3)
+        try:
+            done = download(
+                server.url + "/w.pth", Path(folder), sleep=sleep, patience=patience, **options
+            )
+        except TransferFailed:
+            assert {path.suffix for path in Path(folder).iterdir()} <= {".json", ".part"}
+        else:
+            assert done.path.read_bytes() == content
+            assert (done.sha256, list(Path(folder).iterdir())) == (sha256, [done.path])
 
 
 def test_a_later_command_goes_on_where_the_first_was_killed(

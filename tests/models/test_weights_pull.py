@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,11 +21,13 @@ from models.serving import Device
 from models.weights import conversion
 from models.weights.add import add
 from models.weights.download import Patience
+from models.weights.entry import downloads
 from models.weights.errors import (
     LicenceNotAccepted,
     NameRefused,
     NotPublished,
     TransferFailed,
+    UnreadableCheckpoint,
     WeightsError,
     WrongArchitecture,
     WrongLabels,
@@ -190,9 +193,31 @@ def test_a_file_of_another_network(server: FileServer, repository: Path) -> None
     assert cards(repository) == []
 
 
+def test_a_damaged_file_is_fetched_again_once_it_is_repaired(
+    server: FileServer, repository: Path
+) -> None:
+    server.put("/tiny.pth", WEIGHTS[:-500])
+    with pytest.raises(UnreadableCheckpoint):
+        pull("tiny:small", repository)
+    assert left(repository) == []
+    server.put("/tiny.pth", WEIGHTS)
+    assert pull("tiny:small", repository).fresh
+
+
+def test_what_a_killed_process_left_is_cleared_away(repository: Path) -> None:
+    old, current = (downloads(repository) / f"staging-{name}" for name in ("old", "current"))
+    for folder in (old, current):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(b"half")
+    os.utime(old, (0, 0))
+    pull("tiny:small", repository)
+    assert not old.exists()
+    assert current.exists()
+
+
 def test_a_file_of_other_classes(server: FileServer, repository: Path) -> None:
     server.put("/tiny.pth", saved(official_state(classes=5)))
-    with pytest.raises(WrongLabels, match="has 5 classes, tiny:small has 3 labels"):
+    with pytest.raises(WrongLabels, match="file has 5 classes, tiny:small has 3 labels"):
         pull("tiny:small", repository)
     assert cards(repository) == []
 
