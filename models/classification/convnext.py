@@ -31,7 +31,7 @@ from service.triton.cards import Card, ImageInput, Licence, Metric, Paper, Task
 PUBLISHED = "https://dl.fbaipublicfiles.com/convnext"
 
 # name: (long name, depths, widths, {resolution: multiply-adds}, {training: top-1 of ImageNet-1k by resolution}),
-# from tables 1, 12 and the authors' list of models. Training `22k-1k`: ImageNet-22k, then fine-tuned on 1k.
+# as in the authors' list of models. Training `22k-1k`: ImageNet-22k, then fine-tuned on 1k.
 _STAGED: dict[str, tuple[str, tuple[int, ...], tuple[int, ...], dict[int, float], Any]] = {
     "tiny": (
         "ConvNeXt-T",

@@ -26,8 +26,7 @@ class AreaTable:
         )
         inner = self._sums[:, 1:, 1:]
         inner.copy_(pictures.permute(0, 2, 3, 1))
-        torch.cumsum(inner, dim=1, out=inner)
-        torch.cumsum(inner, dim=2, out=inner)
+        inner.cumsum_(dim=1).cumsum_(dim=2)
 
     def resized(self, height: int, width: int) -> torch.Tensor:
         """Return all pictures in another size: float32 [B, C, height, width]."""
