@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import time
 from collections.abc import Sequence
@@ -74,7 +73,8 @@ async def _serve(stack: Stack) -> None:
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, ask)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            loop.add_signal_handler(number, ask)
     began = time.monotonic()
     screen = view(console)
     starting = asyncio.create_task(stack.start(screen.show))
@@ -90,8 +90,7 @@ async def _serve(stack: Stack) -> None:
     finally:
         screen.close()
         starting.cancel()
-        with contextlib.suppress(asyncio.CancelledError, StartError):
-            await starting
+        await asyncio.gather(starting, return_exceptions=True)
         await stack.stop()
         stopping.cancel()
     console.print("Stopped.", style="dim")

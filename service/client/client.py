@@ -6,7 +6,7 @@ import contextlib
 import mimetypes
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,6 +21,8 @@ FINAL = frozenset({"succeeded", "failed", "canceled", "expired"})
 _CHUNK_BYTES = 1024 * 1024
 # A restarting gateway is back within seconds; a job goes on without anybody who watches.
 _RECONNECT_S = 30.0
+_PAUSE_S = 0.5
+_UNAVAILABLE = 503
 
 
 class Client:
@@ -77,30 +79,32 @@ class Client:
     def follow(self, job_id: str) -> Iterator[Document]:
         """Yield the job whenever it changes; the last one is in a final state.
 
-        A connection that breaks is taken up again where it was. Raises ServiceNotRunning once the
-        service has been away for half a minute.
+        A connection that breaks is taken up again where it was. Raises ServiceNotRunning or
+        ApiError once the service has been away for half a minute.
         """
         job = self.job(job_id)
         yield job
         seen, lost_at = "", None
         while job["state"] not in FINAL:
             try:
-                for event in self._events(job_id, seen):
-                    seen, lost_at = event.id or seen, None
-                    if event.event == "progress":
-                        job = {**job, "state": "running", "queue_position": None}
-                        job["progress"] = event.json()
-                        yield job
-                    elif event.event == "state":
-                        break
-                job = self.job(job_id)
-                lost_at = None
+                with contextlib.closing(self._events(job_id, seen)) as events:
+                    for event in events:
+                        seen = event.id or seen
+                        if event.event == "state":
+                            break
+                        if event.event == "progress":
+                            job = {**job, "state": "running", "queue_position": None}
+                            job["progress"] = event.json()
+                            yield job
+                job, lost_at = self.job(job_id), None
                 yield job
-            except ServiceNotRunning:
+            except (ServiceNotRunning, ApiError) as error:
+                if isinstance(error, ApiError) and error.status != _UNAVAILABLE:
+                    raise
                 lost_at = lost_at or time.monotonic()
                 if time.monotonic() - lost_at > _RECONNECT_S:
                     raise
-                time.sleep(0.5)
+                time.sleep(_PAUSE_S)
 
     def result(self, job_id: str, name: str | None = None) -> tuple[str, bytes]:
         """Return content type and bytes of a job's result, or of its file `name`."""
@@ -137,7 +141,7 @@ class Client:
                 "POST", path, params=_given(parameters or {}), content=chunks, headers=headers
             )
 
-    def _events(self, job_id: str, last: str) -> Iterator[httpx2.ServerSentEvent]:
+    def _events(self, job_id: str, last: str) -> Generator[httpx2.ServerSentEvent, None, None]:
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last} if last else {})
         with (
             self._translated(),

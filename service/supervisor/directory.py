@@ -87,6 +87,11 @@ class DataDirectory:
         os.close(descriptor)
         return None
 
+    def set_logs_aside(self) -> None:
+        """Keep the logs of the run before as `*.log.1`, and begin new ones."""
+        for log in self.logs.glob("*.log"):
+            log.replace(log.with_name(f"{log.name}.1"))
+
     def write_note(self, note: dict[str, Any]) -> None:
         """Record where the service listens, for the other commands (`up.json`)."""
         partial = self.path / f"{_NOTE}.part"

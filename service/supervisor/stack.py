@@ -99,6 +99,7 @@ class Stack:
         Raises StartError; the caller then calls `stop`.
         """
         adopt_orphans()
+        self.directory.set_logs_aside()
         self._probe = probes.TritonProbe(self.addresses.triton)
         starting = asyncio.create_task(self._start_parts())
         deadline = time.monotonic() + self._options.timeout_s

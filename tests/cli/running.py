@@ -39,7 +39,7 @@ class Up:
 
     @classmethod
     def start(
-        cls, data_dir: Path, *arguments: str, seconds: float = 200, **environment: str
+        cls, data_dir: Path, *arguments: str, seconds: float = 280, **environment: str
     ) -> "Up":
         """Start it on a free port and wait until it is ready."""
         up = cls.launch(data_dir, *arguments, **environment)
