@@ -156,7 +156,8 @@ def test_equals_the_package(network: MTCNN) -> None:
     )
     reference = package.MTCNN(keep_all=True, min_face_size=40, select_largest=False).eval()
     picture = PICTURES["astronaut, twice side by side"]
-    boxes, scores, landmarks = reference.detect(picture, landmarks=True)
+    found = reference.detect(picture, landmarks=True)
+    boxes, scores, landmarks = (np.asarray(part, np.float64) for part in found)
     (faces,) = network(torch.tensor(_planes(picture)), 40)
     order = np.argsort(-scores, kind="stable")
     np.testing.assert_allclose(faces.boxes, boxes[order], atol=1e-2)
