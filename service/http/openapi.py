@@ -13,6 +13,32 @@ from service.tasks.contract import TaskParameters
 _BINARY = {"type": "string", "format": "binary"}
 _REF = "#/$defs/"
 
+NARROWER_CODES: dict[int, tuple[str, ...]] = {
+    400: (
+        "empty_body",
+        "malformed_json",
+        "malformed_multipart",
+        "malformed_base64",
+        "url_not_allowed",
+        "url_failed",
+        "url_timeout",
+        "corrupt_image",
+        "image_too_small",
+        "corrupt_video",
+        "no_video_stream",
+        "no_frames",
+        "invalid_input",
+    ),
+    404: ("no_model_for_task", "model_of_another_task", "file_not_found", "result_expired"),
+    409: ("request_in_progress",),
+    413: ("too_many_pixels", "too_many_frames", "video_too_long"),
+    415: ("unsupported_codec",),
+    422: ("missing_input",),
+    429: ("queue_full",),
+    503: ("model_loading", "model_load_failed", "model_restarting", "model_not_loaded"),
+}
+"""The stable codes that are narrower than their error's own, by status."""
+
 
 def request_body(
     parameters: type[TaskParameters],
@@ -60,8 +86,10 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
         known = [kind for kind in _errors(errors.VitrineError) if kind.status == status]
         if not known:
             raise ValueError(f"no error has the status {status}")
+        described = "; ".join(f"`{kind.code}`: {_first_line(kind)}" for kind in known)
+        narrower = ", ".join(f"`{code}`" for code in NARROWER_CODES.get(status, ()))
         documented[status] = {
-            "description": "; ".join(f"`{kind.code}`: {_first_line(kind)}" for kind in known),
+            "description": f"{described} Narrower: {narrower}." if narrower else described,
             "content": {
                 "application/problem+json": {
                     "schema": {"$ref": "#/components/schemas/Problem"},

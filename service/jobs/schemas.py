@@ -62,7 +62,10 @@ class JobView(BaseModel):
     queue_position: int | None = Field(description="1 for the next to start; null once started.")
     attempt: int = Field(description="How often it was started.")
     cancel_requested: bool
-    error: JobError | None
+    error: JobError | None = Field(
+        description="Why it failed: a code as a synchronous answer has it, or `worker_lost`, "
+        "`run_timeout`, `task_not_served`."
+    )
     result: ResultView | None
     links: JobLinks
 

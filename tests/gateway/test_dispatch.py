@@ -11,7 +11,7 @@ import pytest
 
 from service.settings import LimitSettings, RedisSettings, Settings
 from tests.gateway import tasks
-from tests.gateway.conftest import build, in_process, settings_for
+from tests.gateway.conftest import PROMPTLY_S, build, in_process, settings_for
 from tests.gateway.test_inputs import PNG, refused
 from tests.jobs.redis_server import RedisServer, free_port
 
@@ -73,7 +73,7 @@ async def test_single_attachment_is_answered_raw_where_accept_names_it(
 
 async def test_triton_down(client: httpx2.AsyncClient) -> None:
     for mode in ("sync", "async"):
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(PROMPTLY_S):
             answer = await client.post(f"/v1/resolve?mode={mode}")
         refused(answer, 503, "inference_unavailable")
         assert int(answer.headers["retry-after"]) >= 1
@@ -143,7 +143,7 @@ async def test_redis_down(own_redis: RedisServer, tmp_path: Path) -> None:
             ("GET", "/v1/jobs/job_00000000000000000000000000/events", None),
             ("DELETE", "/v1/jobs/job_00000000000000000000000000", None),
         ):
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(PROMPTLY_S):
                 answer = await client.request(method, path, content=content)
             refused(answer, 503, "queue_unavailable")
             assert int(answer.headers["retry-after"]) >= 1
@@ -164,9 +164,9 @@ async def test_redis_that_hangs(settings: Settings) -> None:
     redis = RedisSettings(url=f"redis://127.0.0.1:{port}/0", connect_timeout_s=0.5)
     server = await asyncio.start_server(silence, "127.0.0.1", port)
     async with in_process(build(settings.model_copy(update={"redis": redis}))) as client:
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(PROMPTLY_S):
             refused(await client.get("/v1/jobs"), 503, "queue_unavailable")
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(PROMPTLY_S):
             assert (await client.post("/v1/echo", content=PNG)).is_success
     server.close()
 

@@ -21,7 +21,8 @@ from service.settings import LimitSettings, Settings
 from tests.gateway.conftest import build, in_process, listening
 from tests.gateway.test_inputs import PNG, refused
 
-LIMITS = LimitSettings(body_bytes=100_000, fetch_seconds=0.5)
+LIMITS = LimitSettings(body_bytes=100_000, fetch_seconds=20)
+HURRIED = LimitSettings(fetch_seconds=0.3)
 LOOPBACK = [ip_network("127.0.0.1/32")]
 
 
@@ -163,8 +164,6 @@ async def test_redirect_to_a_relative_place() -> None:
     ("path", "kind", "code"),
     [
         ("page", UnsupportedMedia, "unsupported_media"),
-        ("slow", BadInput, "url_timeout"),
-        ("trickle", BadInput, "url_timeout"),
         ("endless", PayloadTooLarge, "payload_too_large"),
         ("huge", PayloadTooLarge, "payload_too_large"),
         ("error", BadInput, "url_failed"),
@@ -180,6 +179,14 @@ async def test_strange_servers(path: str, kind: type[VitrineError], code: str) -
         with pytest.raises(kind) as raised:
             await fetch(Fetcher(LIMITS, LOOPBACK), f"{url}/{path}")
     assert raised.value.stable_code == code
+
+
+@pytest.mark.parametrize("path", ["slow", "trickle"])
+async def test_slow_servers(path: str) -> None:
+    async with remote() as url:
+        with pytest.raises(BadInput) as raised:
+            await fetch(Fetcher(HURRIED, LOOPBACK), f"{url}/{path}")
+    assert raised.value.stable_code == "url_timeout"
 
 
 async def test_nobody_listens() -> None:
@@ -227,8 +234,9 @@ async def test_one_private_address_among_public_ones(monkeypatch: pytest.MonkeyP
 async def test_fetched_medium_reaches_the_pipeline(settings: Settings) -> None:
     app = build(settings)
     async with remote() as url, in_process(app) as client:
-        app.state.gateway = replace(app.state.gateway, fetcher=Fetcher(settings.limits, LOOPBACK))
+        app.state.gateway = replace(app.state.gateway, fetcher=Fetcher(LIMITS, LOOPBACK))
         answer = await client.post("/v1/echo", json={"url": f"{url}/picture"})
+        app.state.gateway = replace(app.state.gateway, fetcher=Fetcher(HURRIED, LOOPBACK))
         late = await client.post("/v1/echo", json={"url": f"{url}/slow"})
     assert (answer.json()["bytes"], answer.json()["name"]) == (len(PNG), "picture")
-    refused(late, 400, "url_timeout", "0.5 seconds", "fetch_seconds")
+    refused(late, 400, "url_timeout", "0.3 seconds", "fetch_seconds")

@@ -14,6 +14,9 @@ import httpx2
 import pytest
 from PIL import Image
 
+from service.settings import Settings
+from tests.gateway.conftest import PROMPTLY_S, build, in_process
+
 VIDEO = b"\0\0\0\x18ftypisom\0\0\0\0isomiso2" + b"\0" * 150_000
 
 
@@ -233,7 +236,7 @@ async def test_body_limit_by_content_length(served: httpx2.AsyncClient) -> None:
         b"POST /v1/echo HTTP/1.1\r\nHost: x\r\nContent-Type: video/mp4\r\n"
         b"Content-Length: 200001\r\n\r\n"
     )
-    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 2)
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PROMPTLY_S)
     assert b" 413 " in head
     assert b"x-request-id" in head
     writer.close()
@@ -247,7 +250,7 @@ async def test_image_limit_by_content_length(served: httpx2.AsyncClient) -> None
         b"POST /v1/echo HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
         b"Content-Length: 100001\r\n\r\n"
     )
-    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 2)
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PROMPTLY_S)
     assert b" 413 " in head
     writer.close()
     await writer.wait_closed()
@@ -306,3 +309,16 @@ async def test_upload_that_is_broken_off(served: httpx2.AsyncClient, spool_direc
     else:
         pytest.fail("the broken-off upload was not counted as 499")
     assert os.listdir(spool_directory) == []
+
+
+async def test_body_that_does_not_come(settings: Settings) -> None:
+    """A caller who sends the head and then nothing is told so after limits.request_seconds."""
+    limits = settings.limits.model_copy(update={"request_seconds": 0.2})
+
+    async def stalled() -> AsyncIterator[bytes]:
+        yield PNG
+        await asyncio.sleep(30)
+
+    async with in_process(build(settings.model_copy(update={"limits": limits}))) as client:
+        answer = await client.post("/v1/echo", content=stalled())
+    refused(answer, 408, "request_timeout", "0.2 seconds", "request_seconds")
