@@ -33,7 +33,6 @@ from service.settings import (
 from tests.gateway.tasks import router
 from tests.jobs.redis_server import RedisServer, free_port
 
-
 PROMPTLY_S = 10.0
 """An answer that says what is down comes by then, also on a busy machine; a hang does not."""
 
