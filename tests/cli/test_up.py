@@ -5,11 +5,16 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
 import pytest
 
+from service.client import Client
+from service.jobs.queue import Queue
+from service.jobs.record import Submission
+from service.settings import JobSettings, RedisSettings
 from service.supervisor import embedded, ports, probes
 from service.supervisor.process import Process
 from tests.cli.running import Up, alive, run_vitrine, until_gone
@@ -90,6 +95,29 @@ def test_parts_come_back_and_sigterm_leaves_nothing(up: Up) -> None:
     assert up.text().endswith("Stopped.\n")
     # Data and logs stay; the lock and the note are gone.
     assert sorted(p.name for p in up.data_dir.iterdir()) == ["logs", "redis", "storage"]
+
+
+def test_following_a_job_survives_the_gateway(up: Up) -> None:
+    pids = up.note["pids"]
+    os.kill(pids["worker"], signal.SIGSTOP)  # so that the job stays in the queue
+
+    async def submit() -> str:
+        async with Queue(RedisSettings(url=up.note["redis"]), JobSettings()) as queue:
+            submission = Submission(task="classify", model=None, parameters={})
+            return (await queue.submit(submission)).id
+
+    job_id = asyncio.run(submit())
+    with Client(up.url) as client, ThreadPoolExecutor(1) as pool:
+        following = client.follow(job_id)
+        assert next(following)["state"] == "queued"
+        rest = pool.submit(list, following)
+        os.kill(pids["gateway"], signal.SIGKILL)
+        eventually(lambda: up.note["pids"]["gateway"] != pids["gateway"] and answers(up.url))
+        assert httpx2.delete(f"{up.url}/v1/jobs/{job_id}").json()["state"] == "canceled"
+        assert rest.result(timeout=30)[-1]["state"] == "canceled"
+    os.kill(pids["worker"], signal.SIGCONT)
+    shown = run_vitrine("jobs", "watch", job_id, "--url", up.url)
+    assert (shown.returncode, shown.stderr) == (1, "error: The job is canceled. [canceled]\n")
 
 
 def test_a_killed_supervisor_takes_its_children_along(up: Up, triton: str) -> None:
