@@ -7,23 +7,18 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 from rich.table import Table
 
+from models.console import Refused, agreed, console, plain_errors, progress_bars, report
 from service.settings import Settings
 
 if TYPE_CHECKING:
-    from models.architecture import Architecture, Source
-    from models.weights.download import Watcher
-    from models.weights.pull import Installed, Watch
+    from models.architecture import Architecture
 
 app = typer.Typer(
     name="models",
@@ -33,9 +28,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-console = Console()
-notes = Console(stderr=True)
-
 Repository = Annotated[
     Path | None,
     typer.Option(
@@ -79,12 +71,12 @@ def pull(
     - `vitrine pull convnext:base-22k-1k-384`
     - `vitrine pull genconvit:both --accept-licence`
     """
-    with _plain_errors():
+    with plain_errors():
         from models.weights.pull import published, pull
 
         architecture, _ = published(name)
-        accepted = accept_licence or _agree(architecture)
-        with _progress() as watch:
+        accepted = accept_licence or agreed(architecture)
+        with progress_bars() as watch:
             installed = pull(
                 name,
                 _repository(repository),
@@ -94,7 +86,7 @@ def pull(
                 device=device,
                 watch=watch,
             )
-        _report(installed)
+        report(installed)
 
 
 @app.command()
@@ -154,12 +146,12 @@ def add(
     - `vitrine add flowers --architecture convnext:tiny-1k-224 --checkpoint best.pth --labels flowers.txt`
     - `vitrine add flowers --architecture convnext --checkpoint run.ckpt --key model_ema --replace --default`
     """
-    with _plain_errors():
+    with plain_errors():
         parts = dict(_named_file(given) for given in part or ())
         from models.weights.add import add
         from models.weights.labels import read_labels
 
-        with _progress() as watch:
+        with progress_bars() as watch:
             installed = add(
                 name,
                 architecture,
@@ -175,7 +167,7 @@ def add(
                 hub=hub_url,
                 watch=watch,
             )
-        _report(installed)
+        report(installed)
 
 
 @app.command()
@@ -187,7 +179,7 @@ def remove(
 
     - `vitrine remove flowers`
     """
-    with _plain_errors(KeyError):
+    with plain_errors(KeyError):
         from models.repository import remove_entry
 
         remove_entry(_repository(repository), name)
@@ -201,7 +193,7 @@ def list_architectures(as_json: AsJson = False) -> None:
     - `python -m models list`
     - `python -m models list --json`
     """
-    with _plain_errors():
+    with plain_errors():
         from models.registry import architectures
 
         known = architectures().values()
@@ -234,7 +226,7 @@ def write_repository(
     - `vitrine repository --device cpu --json`
     - `vitrine repository --models convnext-demo --models mtcnn`
     """
-    with _plain_errors(KeyError):
+    with plain_errors(KeyError):
         from models.repository import build, describe
 
         cards = build(_repository(repository), device, models or None)
@@ -272,7 +264,7 @@ def train_demo(
     - `vitrine train-demo convnext-demo`
     - `vitrine train-demo micro-dit-demo --steps 20 -o /tmp/trial`
     """
-    with _plain_errors():
+    with plain_errors():
         import torch
 
         from models.demo.train import train
@@ -298,7 +290,7 @@ def sample(
     - `vitrine sample deepfake -o clip.mp4 --real`
     - `vitrine sample generate -o prompt.txt`
     """
-    with _plain_errors(ValueError):
+    with plain_errors(ValueError):
         from models.demo.sample import write_sample
 
         shown = write_sample(task, output, seed, manipulated=not real)
@@ -322,7 +314,7 @@ def papers(
     - `python -m models papers`
     - `python -m models papers --write README.md`
     """
-    with _plain_errors(ValueError):
+    with plain_errors(ValueError):
         from models.papers import table
         from models.papers import write as write_table
 
@@ -338,113 +330,20 @@ def main() -> None:
     app()
 
 
-class _Refused(Exception):
-    """Something on the command line that cannot be done."""
-
-
-@contextmanager
-def _plain_errors(*more: type[Exception]) -> Iterator[None]:
-    """Turn what a person can put right, and errors of the types `more`, into one line and exit code 1."""
-    from models.weights.errors import WeightsError
-
-    expected: tuple[type[Exception], ...] = (_Refused, WeightsError, *more)
-    try:
-        yield
-    except KeyboardInterrupt:
-        _fail("interrupted")
-    except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-    except expected as error:
-        # A KeyError's own text is the repr of its message.
-        _fail(str(error.args[0]) if isinstance(error, KeyError) else str(error))
-    except KeyError as error:
-        # The subclasses are ours, for names that nobody knows; a bare one is a fault of the program.
-        if type(error) is KeyError:
-            raise
-        _fail(str(error))
-
-
-def _fail(message: str) -> NoReturn:
-    notes.print(f"[bold red]error:[/] {message}", highlight=False, soft_wrap=True)
-    raise typer.Exit(1)
-
-
 def _repository(given: Path | None) -> Path:
     try:
         return (given or Settings().repository).expanduser().absolute()
     except ValidationError as error:
         fault = error.errors()[0]
         name = "__".join(map(str, fault["loc"])).upper()
-        raise _Refused(f"VITRINE_{name}: {fault['msg']}") from error
+        raise Refused(f"VITRINE_{name}: {fault['msg']}") from error
 
 
 def _named_file(given: str) -> tuple[str, Path]:
     name, equals, path = given.partition("=")
     if not (name and equals and path) or "/" in name:
-        raise _Refused(f"--part {given}: say NAME=FILE")
+        raise Refused(f"--part {given}: say NAME=FILE")
     return name, Path(path)
-
-
-def _agree(architecture: Architecture) -> bool:
-    """Show the licence; ask where the weights are not for every use and somebody is there to answer."""
-    licence = architecture.licence
-    use = "any use" if licence.commercial else "non-commercial use only"
-    notes.print(
-        f"{architecture.title}: weights under {licence.weights} ({use}), "
-        f"authors' code under {licence.code}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    if licence.commercial:
-        return True
-    return sys.stdin.isatty() and typer.confirm("Is your use non-commercial?", err=True)
-
-
-@contextmanager
-def _progress() -> Iterator[Watch]:
-    """Show a bar for every file that is downloaded: size, rate, time left."""
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    progress = Progress(*columns, console=notes)
-
-    def watch(source: Source) -> Watcher:
-        progress.start()
-        bar = progress.add_task(source.url.rsplit("/", 1)[-1], total=None)
-        return lambda received, total: progress.update(bar, completed=received, total=total)
-
-    try:
-        yield watch
-    finally:
-        progress.stop()
-
-
-def _report(installed: Installed) -> None:
-    card = installed.card
-    for warning in installed.warnings:
-        notes.print(f"[yellow]warning:[/] {warning}", highlight=False, soft_wrap=True)
-    state = "is served as" if installed.fresh else "is there already:"
-    default = f", the default for {card.task}" if card.default else ""
-    console.print(
-        f"{card.architecture}:{card.variant} {state} [bold]{card.id}[/] ({card.task}{default})",
-        highlight=False,
-        soft_wrap=True,
-    )
-    if installed.fresh and card.weights.sha256:
-        console.print(f"SHA-256 {card.weights.sha256}", highlight=False, soft_wrap=True)
 
 
 def _described(a: Architecture) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from pathlib import Path
@@ -25,7 +26,9 @@ from models.weights.errors import (
     WrongLabels,
 )
 from models.weights.labels import read_labels
-from service.triton.cards import CATALOGUE, Task
+from service.errors import TritonUnavailable
+from service.triton.cards import CATALOGUE, Card, Task
+from service.triton.grpc import TritonClient
 from tests.models.tiny import LABELS, Tiny, TinyPair, official_state, saved
 from tests.triton.server import triton
 
@@ -217,6 +220,17 @@ def official_convnext(classes: int) -> dict[str, torch.Tensor]:
     return state
 
 
+async def resolved(client: TritonClient, model: str) -> Card:
+    """Ask for a model as the gateway does, again while it is being loaded."""
+    while True:
+        try:
+            return await client.resolve(Task.CLASSIFICATION, model)
+        except TritonUnavailable as loading:
+            if loading.stable_code != "model_loading":
+                raise
+            await asyncio.sleep(0.5)
+
+
 async def test_a_running_triton_serves_what_is_added(repository: Path, tmp_path: Path) -> None:
     write_catalogue(repository)
     (tmp_path / "convnext.pth").write_bytes(saved({"model": official_convnext(5), "epoch": 1}))
@@ -225,7 +239,7 @@ async def test_a_running_triton_serves_what_is_added(repository: Path, tmp_path:
         card = add(
             "flowers", "convnext", [tmp_path / "convnext.pth"], repository, labels=FLOWERS
         ).card
-        await client.load("flowers")
+        assert await resolved(client, "flowers") == card
         image = np.random.default_rng(0).integers(0, 256, (2, 3, 64, 64), np.uint8)
         scores = (await client.infer("flowers", {"IMAGE": image}))["SCORES"]
         (state,) = await client.models(Task.CLASSIFICATION)
