@@ -80,7 +80,8 @@ class PlainLines:
 
 def view(console: Console) -> StartView:
     """Return the view that fits where the output goes."""
-    return LiveTable(console) if console.is_terminal else PlainLines(console)
+    live = console.is_terminal and not console.is_dumb_terminal
+    return LiveTable(console) if live else PlainLines(console)
 
 
 def models_table(rows: Sequence[ModelRow]) -> RenderableType:
@@ -106,7 +107,8 @@ def ready_panel(
         Text.assemble(
             ("Vitrine is ready", "bold green"), f" after {seconds:.0f} s at ", (url, "bold")
         ),
-        Text.assemble(f"  try it in a browser  {url}/     API documentation  {url}/docs"),
+        Text(f"  in the browser      {url}/"),
+        Text(f"  API documentation   {url}/docs"),
         Text(""),
         Text("In another terminal:", style="bold"),
         *([Text(f"  {export}")] if export else []),
