@@ -43,7 +43,8 @@ class LiveTable:
         states = [*progress.parts.values(), *(row.state for row in progress.models)]
         done = sum(state in ("ready", "running", "failed") for state in states)
         self._bar.update(self._step, completed=done, total=len(states) or None)
-        self._live.update(Group(_parts_line(progress), *_models_table(progress.models), self._bar))
+        shown = Group(_parts_line(progress), *_models_table(progress.models), self._bar)
+        self._live.update(shown, refresh=True)
 
     def close(self) -> None:
         self._live.update(Group())
