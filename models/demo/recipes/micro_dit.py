@@ -34,8 +34,8 @@ from models.generation.micro_dit_network import DiT
 from models.generation.micro_dit_sampling import SIGMA_DATA
 from models.registry import architecture
 
-STEPS = 9_000
-BATCH = 128
+STEPS = 8_000
+BATCH = 64
 MASKED_STEPS = 0.7
 MASK_RATIO = 0.75
 LEARNING_RATE = 1.5e-3
@@ -44,10 +44,10 @@ CAPTION_DROPOUT = 0.1
 P_MEAN, P_STD = -0.6, 1.2
 EMA_STEPS = 300
 
-AUTOENCODER_STEPS = 1_600
+AUTOENCODER_STEPS = 4_000
 AUTOENCODER_BATCH = 16
-AUTOENCODER_LEARNING_RATE = 4e-3
-KL_WEIGHT = 1e-2
+AUTOENCODER_LEARNING_RATE = 2.5e-3
+KL_WEIGHT = 5e-3
 
 PICTURES = 16_000
 HELD_OUT_PROMPTS = 200
@@ -64,7 +64,7 @@ _AUTOENCODER = {
     "out_channels": 3,
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "block_out_channels": (12, 24, 32, 48),
+    "block_out_channels": (8, 16, 32, 48),
     "layers_per_block": 1,
     # With few channels, more groups would leave the decoder no way to pass on a picture's overall colour.
     "norm_num_groups": 1,
