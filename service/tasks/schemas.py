@@ -55,5 +55,5 @@ class Size(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    width: int
-    height: int
+    width: int = Field(description="Pixels from left to right.")
+    height: int = Field(description="Pixels from top to bottom.")

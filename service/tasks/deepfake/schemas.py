@@ -77,7 +77,7 @@ class Moment(_Part):
     score: float | None = Field(
         description="Mean probability over the frame's faces, 0..1; null without a face."
     )
-    faces: list[FaceScore]
+    faces: list[FaceScore] = Field(description="The frame's faces; at most 16.")
 
 
 class Segment(_Part):
@@ -91,8 +91,10 @@ class Segment(_Part):
 class Sampling(_Part):
     """Which frames were looked at."""
 
-    frames_requested: int
-    frames_decoded: int
+    frames_requested: int = Field(description="The parameter `frames`; 1 for a picture.")
+    frames_decoded: int = Field(
+        description="Frames looked at: fewer where the video has fewer, or some cannot be decoded."
+    )
     duration_s: float | None = Field(
         description="Length of the video in seconds; null for a picture."
     )

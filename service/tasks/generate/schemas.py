@@ -58,7 +58,7 @@ class GeneratedImage(BaseModel):
         description="Name of the file in the result: `GET /v1/jobs/{id}/result/{name}`.",
         examples=["image-0.png"],
     )
-    content_type: str = Field(examples=["image/png"])
+    content_type: str = Field(description="Media type of the file.", examples=["image/png"])
     seed: int = Field(description="The seed that gives this picture again.")
     width: int = Field(description="Width in pixels.")
     height: int = Field(description="Height in pixels.")
@@ -67,10 +67,10 @@ class GeneratedImage(BaseModel):
 class GeneratedImages(Answer):
     """The pictures, and everything needed to make them again."""
 
-    prompt: str
+    prompt: str = Field(description="The prompt, as sent.")
     seed: int = Field(description="Seed of the first picture.")
     parameters: dict[str, int | float | str | bool | None] = Field(
         description="The settings used: steps, guidance and so on, defaults included.",
         examples=[{"steps": 30, "guidance": 5.0, "width": 512, "height": 512}],
     )
-    images: list[GeneratedImage]
+    images: list[GeneratedImage] = Field(description="The pictures, in the order of their seeds.")
