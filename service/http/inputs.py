@@ -76,6 +76,8 @@ class _Reader:
         content_type = self._request.headers.get("content-type", "")
         media_type = content_type.partition(";")[0].strip().lower()
         query = self._query()
+        # Parameters may all be in the query; so may the medium be named there.
+        required = not any(name in query for name in _SOURCES) if self._kinds else not query
         upload: Upload | None = None
         body: dict[str, Any] = {}
         if media_type == "multipart/form-data":
@@ -84,9 +86,9 @@ class _Reader:
             upload = await form.spool.finish() if form.spool else None
             body = dict(form.parameters)
         elif media_type == "application/json" or media_type.endswith("+json"):
-            body = await self._json(required=not query)
+            body = await self._json(required=required)
         else:
-            upload = await self._raw(media_type, required=not query)
+            upload = await self._raw(media_type, required=required)
         parameters = _merge(body, query)
         if self._kinds:
             upload = await self._medium(upload, parameters)

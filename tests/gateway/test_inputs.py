@@ -108,8 +108,9 @@ async def test_conflicting_parameters(client: httpx2.AsyncClient) -> None:
 
 @pytest.mark.parametrize("content_type", ["image/png", "application/json", ""])
 async def test_empty_body(client: httpx2.AsyncClient, content_type: str) -> None:
-    answer = await client.post("/v1/echo", content=b"", headers={"Content-Type": content_type})
-    refused(answer, 400, "empty_body")
+    for path in ("/v1/echo", "/v1/echo?count=3"):
+        answer = await client.post(path, content=b"", headers={"Content-Type": content_type})
+        refused(answer, 400, "empty_body")
 
 
 async def test_empty_file(client: httpx2.AsyncClient) -> None:
