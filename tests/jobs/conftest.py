@@ -28,7 +28,10 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 
 @pytest.fixture
 def redis_settings(redis_server: RedisServer) -> RedisSettings:
-    return RedisSettings(url=redis_server.url, queue=f"test-{secrets.token_hex(6)}")
+    # A long time-out: a busy machine is not what these tests are about.
+    return RedisSettings(
+        url=redis_server.url, queue=f"test-{secrets.token_hex(6)}", connect_timeout_s=30
+    )
 
 
 @pytest.fixture
@@ -47,12 +50,12 @@ async def queue(redis_settings: RedisSettings) -> AsyncIterator[Queue]:
 
 
 async def lease_over(queue: Queue, claim: Claim) -> None:
-    """Make Redis believe that the claim's worker has not been heard of for an hour."""
+    """Make Redis believe that the claim's worker has not been heard of for two hours."""
     entry = await queue.connection.client.hget(queue.connection.key("job", claim.job.id), "entry")
     lane = queue.connection.key("lane", claim.job.lane)
     held = await queue.connection.client.xpending_range(lane, "workers", entry, entry, 1)
     await queue.connection.client.xclaim(
-        lane, "workers", held[0]["consumer"], 0, [entry], idle=3_600_000, justid=True
+        lane, "workers", held[0]["consumer"], 0, [entry], idle=7_200_000, justid=True
     )
 
 

@@ -35,6 +35,7 @@ from tests.jobs.redis_server import RedisServer
 T = TypeVar("T")
 
 MAX_ATTEMPTS = 2
+LEASE_S = 3600.0
 WORKERS = st.sampled_from(["w1", "w2", "w3"])
 ERROR = JobError(code="model_failed", message="It broke.")
 
@@ -81,8 +82,8 @@ class QueueMachine(RuleBasedStateMachine):
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.queue = Queue(
-            RedisSettings(url=url, queue=f"machine-{secrets.token_hex(6)}"),
-            JobSettings(max_attempts=MAX_ATTEMPTS),
+            RedisSettings(url=url, queue=f"machine-{secrets.token_hex(6)}", connect_timeout_s=60),
+            JobSettings(max_attempts=MAX_ATTEMPTS, lease_s=LEASE_S),
         )
         self.model: dict[str, Model] = {}
         self.keys: dict[str, tuple[str, str]] = {}
@@ -198,7 +199,7 @@ class QueueMachine(RuleBasedStateMachine):
             with pytest.raises(LeaseLost):
                 self.run(call)
 
-    @rule(claim=claims, failed=st.booleans(), delay_s=st.sampled_from([0.0, 20.0]))
+    @rule(claim=claims, failed=st.booleans(), delay_s=st.sampled_from([0.0, LEASE_S]))
     def release(self, claim: Claim, failed: bool, delay_s: float) -> None:
         model = self.model[claim.job.id]
         call = self.queue.consumer("w1").release(
