@@ -23,10 +23,10 @@ from models.registry import architecture
 from models.serving import Device, Predictor
 from service.triton.cards import Card, WeightsRecord
 
-STEPS = 1400
-BATCH = 64
+STEPS = 4000
+BATCH = 32
 PICTURES = 16_000
-LEARNING_RATE = 3e-3
+LEARNING_RATE = 2e-3
 WARM_UP = 0.05
 HELD_OUT_PICTURES = 2_000
 

@@ -34,10 +34,10 @@ from models.shipped import SHIPPED, shipped_parts
 from service.media.faces import Box, crop_face, detection_input, pixel_box
 from service.triton.cards import WeightsRecord
 
-STEPS = 1500
+STEPS = 1200
 BATCH = 32
 # Pairs of a real and a manipulated clip of the same person.
-PAIRS = 600
+PAIRS = 400
 FACES_A_CLIP = 3
 LEARNING_RATE = 2e-3
 WARM_UP = 0.05
@@ -56,30 +56,30 @@ def train(
     steps = steps or STEPS
     pairs = min(PAIRS, 4 * steps)
     first = (seed * PAIRS) % (clips.HELD_OUT - PAIRS)
-    faces, truth = training_faces(range(first, first + pairs), partial(_part, report, 0.0, 0.4))
-    network = fit(faces, truth, device, seed, steps, partial(_part, report, 0.4, 0.9))
+    faces = training_faces(range(first, first + pairs), partial(_part, report, 0.0, 0.4))
+    network = fit(faces, device, seed, steps, partial(_part, report, 0.4, 0.9))
     state = {name: value.half().cpu().contiguous() for name, value in network.state_dict().items()}
     save_file(state, folder / "model.safetensors")
     held_out = range(clips.HELD_OUT, clips.HELD_OUT + min(HELD_OUT_PAIRS, pairs))
     return measure(folder, held_out, Device(device), partial(_part, report, 0.9, 1.0))
 
 
-def training_faces(seeds: range, report: Report) -> tuple[np.ndarray, np.ndarray]:
-    """Return faces uint8 [N, 3, 112, 112] of the real and the manipulated clips, and their classes."""
+def training_faces(seeds: range, report: Report) -> np.ndarray:
+    """Return faces uint8 [N, 2, 3, 112, 112]: each manipulated face and the real one of its frame."""
     faces: list[np.ndarray] = []
-    truth: list[int] = []
     for done, found in enumerate(_in_processes(faces_of_pair, seeds), start=1):
-        for manipulated, crops in found:
-            faces += crops
-            truth += [FAKE if manipulated else REAL] * len(crops)
+        if len(found) == 2:
+            (_, real), (_, fake) = found
+            faces += [np.stack(both) for both in zip(fake, real, strict=True)]
         report(done / len(seeds), f"drawing clips {done}/{len(seeds)}")
-    return np.stack(faces), np.array(truth)
+    return np.stack(faces)
 
 
-def fit(
-    faces: np.ndarray, truth: np.ndarray, device: str, seed: int, steps: int, report: Report
-) -> GenConViT:
-    """Train both networks on the faces; `truth` holds the class of each, (fake, real)."""
+def fit(faces: np.ndarray, device: str, seed: int, steps: int, report: Report) -> GenConViT:
+    """Train both networks on faces [N, 2, 3, 112, 112], as `training_faces` gives them.
+
+    A batch holds both faces of each pair, so that nothing but the manipulation tells them apart.
+    """
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     paper = architecture("genconvit")
@@ -95,27 +95,28 @@ def fit(
         optimiser, LEARNING_RATE, total_steps=max(steps, 2), pct_start=WARM_UP
     )
     for step in range(steps):
-        chosen = rng.integers(len(faces), size=BATCH)
-        image = normalise(_varied(faces[chosen], rng))
-        target = torch.from_numpy(truth[chosen]).to(on.torch)
+        chosen = rng.integers(len(faces), size=BATCH // 2)
+        image = normalise(_varied(faces[chosen], rng).reshape(-1, 3, SIDE, SIDE))
+        target = torch.tensor([FAKE, REAL], device=on.torch).repeat(BATCH // 2)
         noise = torch.randn(BATCH, network.latent).to(on.torch)
         with on.autocast():
             by_ed = network.ed(image)
             copy = network.vae.rebuild(image, noise)
             by_vae = network.vae.classify(image, copy)
         rebuilt = F.interpolate(copy.float(), size=image.shape[-2:])
-        loss = (
-            F.cross_entropy(by_ed.float(), target)
-            + F.cross_entropy(by_vae.float(), target)
-            + F.mse_loss(rebuilt, image)
-        )
+        losses = {
+            "ed": F.cross_entropy(by_ed.float(), target),
+            "vae": F.cross_entropy(by_vae.float(), target),
+            "copy": F.mse_loss(rebuilt, image),
+        }
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        sum(losses.values(), torch.zeros((), device=on.torch)).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
         schedule.step()
         if step % 10 == 0:
-            report(step / steps, f"step {step}/{steps}, loss {loss.item():.3f}")
+            told = ", ".join(f"{name} {loss.item():.3f}" for name, loss in losses.items())
+            report(step / steps, f"step {step}/{steps}, losses: {told}")
     for member in (network.ed, network.vae):
         balance(member.fc2)
     return network.eval()
@@ -229,13 +230,14 @@ def _moved(box: Box, rng: np.random.Generator) -> Box:
 
 
 def _varied(faces: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Mirror half of the faces; change brightness, contrast and colour of each as a whole."""
-    mirrored = rng.uniform(size=len(faces)) < 0.5
-    faces = np.where(mirrored[:, None, None, None], faces[..., ::-1], faces).astype(np.float32)
-    gain = rng.uniform(0.85, 1.15, size=(len(faces), 1, 1, 1))
-    gain = gain * rng.uniform(0.95, 1.05, size=(len(faces), 3, 1, 1))
-    offset = rng.uniform(-12.0, 12.0, size=(len(faces), 1, 1, 1))
-    return np.clip(faces * gain + offset, 0, 255).astype(np.uint8)
+    """Mirror half of the pairs; change brightness, contrast and colour of each pair as a whole."""
+    count = len(faces)
+    mirrored = rng.uniform(size=(count, 1, 1, 1, 1)) < 0.5
+    varied = np.where(mirrored, faces[..., ::-1], faces).astype(np.float32)
+    gain = rng.uniform(0.85, 1.15, size=(count, 1, 1, 1, 1))
+    gain = gain * rng.uniform(0.95, 1.05, size=(count, 1, 3, 1, 1))
+    offset = rng.uniform(-12.0, 12.0, size=(count, 1, 1, 1, 1))
+    return np.clip(varied * gain + offset, 0, 255).astype(np.uint8)
 
 
 def _in_processes(work: Callable[[int], Found], seeds: range) -> Iterator[Found]:
