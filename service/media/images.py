@@ -199,6 +199,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         )
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, (0, 0), image)
+        return white
     return image.convert("RGB")

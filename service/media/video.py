@@ -99,8 +99,10 @@ def probe(source: bytes | Path, limits: LimitSettings) -> VideoIndex:
         time_base = stream.time_base or Fraction(1, 90_000)
         most = int(limits.video_seconds * _FASTEST)
         timestamps, keyframes = array("q"), array("q")
-        frames, last_duration, timed = 0, 0, True
+        held, frames, last_duration, timed = 0, 0, 0, True
         for packet in container.demux(stream):
+            # The last packet only tells the end. An edit list's discarded ones come but are not shown.
+            held += packet.dts is not None or packet.size > 0
             if packet.size == 0 or packet.is_discard:
                 continue
             frames += 1
@@ -119,9 +121,9 @@ def probe(source: bytes | Path, limits: LimitSettings) -> VideoIndex:
                 keyframes.append(packet.pts)
         if frames == 0:
             raise BadInput("the video has no frames", code="no_frames")
-        if container.format.name.startswith("mov") and frames < stream.frames:
+        if container.format.name.startswith("mov") and held < len(stream.index_entries):
             raise BadInput(
-                f"the video is truncated: it announces {stream.frames} frames and holds {frames}",
+                f"the video is truncated: of {len(stream.index_entries)} frames it holds {held}",
                 code="corrupt_video",
             )
         announced = float(stream.average_rate or stream.guessed_rate or 0)

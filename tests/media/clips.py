@@ -43,9 +43,15 @@ def write_clip(
     gop: int = 15,
     options: dict[str, str] | None = None,
     sound: bool = False,
+    trimmed: int = 0,
 ) -> Path:
-    """Write a clip; `times` are the frames' own times in milliseconds (variable frame rate)."""
+    """Write a clip; `times` are the frames' own times in milliseconds (variable frame rate).
+
+    The first `trimmed` frames are in the file, but an edit list says not to show them.
+    """
     muxing = {"movflags": "faststart"} if path.suffix == ".mp4" else {}
+    if trimmed:
+        muxing |= {"avoid_negative_ts": "disabled", "use_editlist": "1"}
     with av.open(str(path), "w", options=muxing) as container:
         stream = container.add_stream(codec, rate=fps)
         stream.width, stream.height = size
@@ -60,6 +66,8 @@ def write_clip(
         track = _sound_stream(container) if sound else None
         for number in range(frames):
             frame = av.VideoFrame.from_ndarray(numbered(number, *size), format="rgb24")
+            if trimmed:
+                frame.pts, frame.time_base = number - trimmed, Fraction(1, fps)
             if times is not None:
                 frame.pts, frame.time_base = times[number], _MILLISECOND
             container.mux(stream.encode(frame))

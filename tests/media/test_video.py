@@ -106,6 +106,18 @@ def test_a_variable_frame_rate_keeps_each_frame_s_own_time(tmp_path: Path) -> No
     assert index.duration_s >= 4.0
 
 
+def test_what_an_edit_list_hides_is_not_seen(tmp_path: Path) -> None:
+    source = write_clip(
+        tmp_path / "a.mp4", frames=40, trimmed=15, gop=10, options={"crf": "10", "bf": "0"}
+    )
+    assert probe(source, LIMITS).frames == 25
+    frames = sampled(source, [0, 1, 13, 24])
+    assert [number_of(frame.image) for frame in frames] == [15, 16, 28, 39]
+    assert [frame.time_s for frame in frames] == pytest.approx(
+        [0, 1 / 30, 13 / 30, 24 / 30], abs=1e-3
+    )
+
+
 def test_bytes_and_files_give_the_same(tmp_path: Path) -> None:
     source = write_clip(tmp_path / "a.mp4", frames=20)
     from_file, from_bytes = sampled(source, [4, 19]), sampled(source.read_bytes(), [4, 19])
