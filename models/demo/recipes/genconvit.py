@@ -34,7 +34,7 @@ from models.shipped import SHIPPED, shipped_parts
 from service.media.faces import Box, crop_face, detection_input, pixel_box
 from service.triton.cards import WeightsRecord
 
-STEPS = 1200
+STEPS = 2000
 BATCH = 32
 # Pairs of a real and a manipulated clip of the same person.
 PAIRS = 400
