@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,11 +15,19 @@ from service.jobs.metrics import WorkerMetrics
 from service.jobs.queue import Queue
 from service.jobs.record import Job, State, Submission
 from service.jobs.results import ResultStore, upload_key
-from service.jobs.worker import Worker
-from service.settings import JobSettings, RedisSettings, Settings, StorageSettings
+from service.jobs.worker import Worker, work
+from service.settings import (
+    JobSettings,
+    RedisSettings,
+    Settings,
+    StorageSettings,
+    TritonSettings,
+    WorkerSettings,
+)
 from service.storage.store import Store
+from service.triton.grpc import TritonClient
 from tests.jobs.conftest import LEASE_S, eventually, submission
-from tests.jobs.redis_server import RedisServer
+from tests.jobs.redis_server import RedisServer, free_port
 from tests.jobs.worker_with_sleep import PIPELINES, TRITON
 
 
@@ -265,3 +275,33 @@ async def test_redis_may_die_and_come_back(own_redis: RedisServer, tmp_path: Pat
         await bench.until(late, State.SUCCEEDED)
     assert done.attempt == 1
     assert len(journal.read_text().splitlines()) == 1
+
+
+async def test_nothing_is_claimed_while_triton_is_not_ready(bench: Bench) -> None:
+    """Against a real client of a Triton that is not there: jobs wait and burn no attempts."""
+    async with TritonClient(TritonSettings(url=f"127.0.0.1:{free_port()}")) as triton:
+        worker = Worker(bench.settings, bench.queue, bench.store, triton, PIPELINES, bench.metrics)
+        running = asyncio.create_task(worker.run())
+        job = await bench.submit()
+        await asyncio.sleep(1.5)
+        waiting = await bench.queue.get(job.id)
+        worker.stop()
+        await running
+    assert (waiting.state, waiting.attempt) == (State.QUEUED, 0)
+
+
+async def test_metrics_are_served_on_their_port(bench: Bench) -> None:
+    settings = bench.settings.model_copy(
+        update={"worker": WorkerSettings(metrics_port=free_port())}
+    )
+    working = asyncio.create_task(work(settings, TRITON, PIPELINES))
+    await bench.until(await bench.submit(), State.SUCCEEDED)
+    reader, writer = await asyncio.open_connection("127.0.0.1", settings.worker.metrics_port)
+    writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
+    await writer.drain()
+    page = (await reader.read()).decode()
+    writer.close()
+    await writer.wait_closed()
+    os.kill(os.getpid(), signal.SIGTERM)
+    await working
+    assert 'vitrine_jobs_finished_total{state="succeeded",task="sleep"} 1.0' in page
