@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -15,8 +16,10 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from models.demo.recipes.micro_dit import save, tokenizer
-from models.demo.recipes.micro_dit_scores import request
+from models.demo import shapes
+from models.demo.recipes.micro_dit import caption, save, tokenizer
+from models.demo.recipes.micro_dit_scores import measure, request
+from models.demo.train import RECORD, train
 from models.generation.autoencoder import Autoencoder
 from models.generation.clip_text import TextEncoder, TowerConfig, read_tower
 from models.generation.edm import heun, noise_schedule
@@ -32,6 +35,7 @@ from models.generation.micro_dit_network import (
 from models.generation.micro_dit_sampling import GuidedDenoiser
 from models.registry import architecture
 from models.serving import Arrays, Device, InvalidInput
+from models.shipped import WEIGHTS
 from service.triton.cards import Card, WeightsRecord
 
 SMALL = DiTConfig(
@@ -481,3 +485,54 @@ class TestServing:
         broken = request(card, "a red circle", 1) | {"PROMPT": np.array([b"\xff\xfe"], np.object_)}
         with pytest.raises(InvalidInput, match="not UTF-8"):
             served.key(broken)
+
+
+class TestTraining:
+    def test_a_short_training_writes_the_parts_that_serve(self, tmp_path: Path) -> None:
+        target = tmp_path / "micro-dit-demo"
+        scores = train("micro-dit-demo", target, seed=1, steps=2)
+        assert {p.name for p in target.iterdir()} == {
+            "model.safetensors",
+            "text_encoder.safetensors",
+            "tokenizer.json",
+            "training.json",
+            "vae.json",
+            "vae.safetensors",
+        }
+        record = json.loads((target / RECORD).read_text())
+        assert record["held_out"].keys() == scores.keys()
+        assert {v.dtype for v in load_file(target / "model.safetensors").values()} == {
+            torch.float16
+        }
+
+    def test_captions_say_where_the_first_or_the_second_object_lies(self) -> None:
+        _, scene = shapes.draw(12, objects=2)
+        first, second = (drawn.name for drawn in scene.objects)
+        side = scene.relations[0].side
+        told = {caption(scene, np.random.default_rng(k)) for k in range(200)}
+        plain = {c.replace("a ", "").replace("an ", "").replace("the ", "") for c in told}
+        opposite = {"left of": "right of", "right of": "left of"} | {
+            "above": "below",
+            "below": "above",
+        }
+        assert plain == {
+            f"{first} {side} {second}",
+            f"{second} {opposite[side]} {first}",
+            f"{first} and {second}",
+        }
+
+    def test_every_word_of_the_captions_has_a_token(self) -> None:
+        config = architecture("micro-dit").config("demo")["text_encoder"]
+        tokens = tokenizer(config)
+        unknown = tokens.tokenizer.token_to_id("[unk]")
+        rng = np.random.default_rng(0)
+        told = [caption(shapes.draw(k, 16, objects=1 + k % 2)[1], rng) for k in range(300)]
+        assert not (tokens(told) == unknown).any()
+        assert (tokens(["a zebra"]) == unknown).sum() == 1
+        assert tokens.tokenizer.get_vocab_size() <= config.vocabulary
+
+
+def test_the_shipped_weights_draw_what_they_are_asked_for() -> None:
+    scores = measure(WEIGHTS / "micro-dit-demo", "cpu", len(shapes.LABELS))
+    assert scores["prompted shape and colour found"] >= 0.8
+    assert scores["autoencoder, PSNR in dB"] >= 27
