@@ -323,8 +323,8 @@ def test_the_queue_does_what_its_model_does(redis_server: RedisServer) -> None:
     run_state_machine_as_test(
         lambda: QueueMachine(redis_server.url),
         settings=settings(
-            max_examples=30,
-            stateful_step_count=50,
+            max_examples=20,
+            stateful_step_count=40,
             deadline=None,
             derandomize=True,
             suppress_health_check=list(HealthCheck),
