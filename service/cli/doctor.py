@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from service.cli.output import console, messages, print_json, settings
+from service.cli.output import messages, print_json, print_table, settings
 
 _MARKS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "bold red")}
 
@@ -49,6 +49,6 @@ def doctor(
             if finding.advice:
                 about.append(f"\n{finding.advice}", style=style)
             table.add_row(Text(mark, style=style), Text(finding.name), about)
-        console.print(table)
+        print_table(table)
     if any(finding.status == "fail" for finding in findings):
         raise typer.Exit(1)

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from service.cli.connection import Json, Url, connected
 from service.cli.generate import write, write_files
-from service.cli.output import console, fail, print_json
+from service.cli.output import console, fail, print_json, print_table
 from service.cli.progress import finished
 
 jobs = typer.Typer()
@@ -59,8 +59,10 @@ def list_jobs(
     if not page["data"]:
         console.print("No jobs.", style="dim")
         return
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
-    for heading in ("JOB", "TASK", "MODEL", "STATE", "PROGRESS", "AGE"):
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    # An id that is cut short can be given to no other command.
+    table.add_column("JOB", no_wrap=True, min_width=max(len(job["id"]) for job in page["data"]))
+    for heading in ("TASK", "MODEL", "STATE", "PROGRESS", "AGE"):
         table.add_column(heading, no_wrap=True)
     for job in page["data"]:
         table.add_row(
@@ -71,7 +73,7 @@ def list_jobs(
             _progress(job),
             _age(job["created_at"]),
         )
-    console.print(table)
+    print_table(table)
     if page.get("has_more"):
         console.print(f"There are more; --limit shows up to 100 (now {limit}).", style="dim")
 
@@ -163,15 +165,13 @@ def _show(job: dict[str, Any], json: bool) -> None:
         table.add_row("error", Text(f"{job['error']['message']} [{job['error']['code']}]", "red"))
     for file in (job["result"] or {}).get("files", ()):
         table.add_row("file", f"{file['name']}  {file['content_type']}  {file['bytes']:,} bytes")
-    console.print(table)
+    print_table(table)
 
 
 def _progress(job: dict[str, Any]) -> str:
     if job["state"] == "queued" and job.get("queue_position"):
-        return f"number {job['queue_position']} in the queue"
-    progress = job["progress"]
-    steps = f" ({progress['step']}/{progress['steps']})" if progress["steps"] else ""
-    return f"{progress['percent']:.0f} %{steps}"
+        return f"number {job['queue_position']}"
+    return f"{job['progress']['percent']:.0f} %"
 
 
 def _age(moment: float) -> str:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from service.cli.connection import Json, Url, connected
-from service.cli.output import console, messages, print_json
+from service.cli.output import console, messages, print_json, print_table
 
 models = typer.Typer()
 
@@ -42,7 +42,9 @@ def list_models(
         print_json(listed)
         return
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
-    for heading in ("MODEL", "TASK", "WEIGHTS", "LICENCE OF THE WEIGHTS", "STATE"):
+    longest = max((len(model["id"]) for model in listed["data"]), default=0)
+    table.add_column("MODEL", no_wrap=True, min_width=longest)
+    for heading in ("TASK", "WEIGHTS", "LICENCE OF THE WEIGHTS", "STATE"):
         table.add_column(heading, no_wrap=True)
     for model in listed["data"]:
         name = Text(model["id"], style="bold" if model["default"] else "")
@@ -53,7 +55,7 @@ def list_models(
             _licence(model),
             Text(model["state"], style=_STATES.get(model["state"], "dim")),
         )
-    console.print(table)
+    print_table(table)
     console.print("Bold: the default of its task.", style="dim")
 
 
@@ -93,7 +95,7 @@ def show(context: typer.Context, model_id: ModelId, json: Json = False, url: Url
     for heading, value in rows:
         if value:
             table.add_row(heading, value)
-    console.print(table)
+    print_table(table)
 
 
 @models.command()

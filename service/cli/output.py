@@ -8,16 +8,25 @@ from typing import Any, NoReturn
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.table import Table
 
 from service.settings import Settings
 
 console = Console(highlight=False, soft_wrap=False)
 messages = Console(stderr=True, highlight=False)
 
+_PIPE_COLUMNS = 400
+
 
 def print_json(document: Any) -> None:
     """Print a document for programs: indented JSON, nothing else on standard output."""
     typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def print_table(table: Table) -> None:
+    """Print a table; into a pipe with all its columns whole, however many characters that takes."""
+    target = console if console.is_terminal else Console(width=_PIPE_COLUMNS, highlight=False)
+    target.print(table)
 
 
 def fail(message: str, details: str = "", status: int = 1) -> NoReturn:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from service.cli.output import console, fail, messages, settings
 from service.cli.start_view import models_table, ready_panel, view
-from service.settings import RedisSettings, TritonSettings
+from service.settings import RedisSettings, Settings, TritonSettings
 from service.supervisor import ports
 from service.supervisor.directory import DataDirectory
 from service.supervisor.errors import StartError
@@ -44,8 +44,7 @@ def serve(
             redis_url=_named(configured.redis),
             timeout_s=timeout_s,
         )
-        stack = Stack(directory, options, configured, _notify)
-        asyncio.run(_serve(stack))
+        asyncio.run(_serve(directory, options, configured))
     except StartError as error:
         fail(str(error), error.log)
     finally:
@@ -62,7 +61,8 @@ def _notify(part: str, event: str) -> None:
     messages.print(f"{moment}  {part}: {event}", style="yellow", markup=False)
 
 
-async def _serve(stack: Stack) -> None:
+async def _serve(directory: DataDirectory, options: Options, configured: Settings) -> None:
+    stack = Stack(directory, options, configured, _notify)
     asked = asyncio.Event()
 
     def ask() -> None:

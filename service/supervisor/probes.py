@@ -14,19 +14,6 @@ from tritonclient.utils import InferenceServerException
 _TIMEOUT_S = 2.0
 
 
-async def redis_answers(url: str) -> bool:
-    """Tell whether the Redis at `url` answers PING (false also while it reads its append-only file)."""
-    client = Redis.from_url(
-        url, socket_connect_timeout=_TIMEOUT_S, socket_timeout=_TIMEOUT_S, retry=None
-    )
-    try:
-        return bool(await client.ping())
-    except (RedisError, OSError):
-        return False
-    finally:
-        await client.aclose()
-
-
 class LoadFailed(Exception):
     """Triton could not load a model; the message is Triton's reason."""
 
@@ -72,15 +59,6 @@ class TritonProbe:
         await self._client.close()
 
 
-async def worker_answers(metrics_port: int) -> bool:
-    """Tell whether the worker serves its metrics, which it does once it has begun to work."""
-    try:
-        async with httpx2.AsyncClient(timeout=_TIMEOUT_S, trust_env=False) as client:
-            return (await client.get(f"http://127.0.0.1:{metrics_port}/metrics")).is_success
-    except httpx2.HTTPError:
-        return False
-
-
 @dataclass(frozen=True, slots=True)
 class GatewayState:
     """What the gateway says: `ready`, `serving` (Triton and Redis answer it), and what is missing."""
@@ -90,16 +68,51 @@ class GatewayState:
     missing: str = "starting"
 
 
-async def gateway_state(url: str) -> GatewayState:
-    """Ask the gateway at `url` for its readiness."""
-    try:
-        async with httpx2.AsyncClient(timeout=_TIMEOUT_S, trust_env=False) as client:
-            answer = await client.get(f"{url}/readyz")
-            found = answer.json()
+class RedisProbe:
+    """Asks a Redis whether it is there."""
+
+    def __init__(self, url: str) -> None:
+        self._client = Redis.from_url(
+            url, socket_connect_timeout=_TIMEOUT_S, socket_timeout=_TIMEOUT_S, retry=None
+        )
+
+    async def answers(self) -> bool:
+        """Tell whether it answers PING; it does not while it reads its append-only file."""
+        try:
+            return bool(await self._client.ping())
+        except (RedisError, OSError):
+            return False
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+
+class HttpProbe:
+    """Asks the worker and the gateway how they are."""
+
+    def __init__(self, gateway_url: str, worker_port: int) -> None:
+        self._gateway = f"{gateway_url}/readyz"
+        self._worker = f"http://127.0.0.1:{worker_port}/metrics"
+        self._client = httpx2.AsyncClient(timeout=_TIMEOUT_S, trust_env=False)
+
+    async def worker_answers(self) -> bool:
+        """Tell whether the worker serves its metrics, which it does once it has begun to work."""
+        try:
+            return (await self._client.get(self._worker)).is_success
+        except httpx2.HTTPError:
+            return False
+
+    async def gateway(self) -> GatewayState:
+        """Ask the gateway for its readiness."""
+        try:
+            found = (await self._client.get(self._gateway)).json()
             return GatewayState(
                 ready=bool(found["ready"]),
                 serving=bool(found["triton"] and found["redis"]),
                 missing=", ".join(found["missing"]),
             )
-    except (httpx2.HTTPError, ValueError, KeyError, TypeError):
-        return GatewayState()
+        except (httpx2.HTTPError, ValueError, KeyError, TypeError):
+            return GatewayState()
+
+    async def close(self) -> None:
+        await self._client.aclose()

@@ -23,7 +23,7 @@ from service.triton.cards import CATALOGUE
 _SETTLED = ("ready", "failed")
 START_ORDER = ("redis", "triton", "worker", "gateway")
 STOP_ORDER = START_ORDER[::-1]
-_POLL_S = 0.15
+_POLL_S = 0.2
 # Reading the weights of a large model from a slow disk takes minutes.
 _LOAD_TIMEOUT_S = 600.0
 
@@ -88,7 +88,9 @@ class Stack:
             triton=options.triton_url or f"127.0.0.1:{grpc}",
             redis=options.redis_url or f"redis://127.0.0.1:{redis}/0",
         )
-        self._probe: probes.TritonProbe | None = None
+        self._triton = probes.TritonProbe(self.addresses.triton)
+        self._redis = probes.RedisProbe(self.addresses.redis)
+        self._http = probes.HttpProbe(self.addresses.url, self._worker_port)
         self._repository: Process | None = None
         self._chosen = asyncio.Event()
         self._catalogue_failure = ""
@@ -100,7 +102,6 @@ class Stack:
         """
         adopt_orphans()
         self.directory.set_logs_aside()
-        self._probe = probes.TritonProbe(self.addresses.triton)
         starting = asyncio.create_task(self._start_parts())
         deadline = time.monotonic() + self._options.timeout_s
         try:
@@ -129,8 +130,7 @@ class Stack:
         if self._repository is not None:
             await self._repository.stop(1.0)
         await self._supervisor.stop(STOP_ORDER)
-        if self._probe is not None:
-            await self._probe.close()
+        await asyncio.gather(self._triton.close(), self._redis.close(), self._http.close())
 
     def kill(self) -> None:
         """End everything at once; `stop` then returns quickly."""
@@ -183,8 +183,7 @@ class Stack:
 
     async def _load_models(self) -> None:
         """Load the chosen models side by side; at every start of Triton, so also after a crash."""
-        probe = self._probe
-        assert probe is not None
+        probe = self._triton
         await self._chosen.wait()
         await probe.wait()
 
@@ -207,13 +206,12 @@ class Stack:
 
     async def _look(self) -> bool:
         """Update the states of the parts; tell whether the service is up."""
-        states, probe = self.progress.parts, self._probe
-        assert probe is not None
+        states = self.progress.parts
         redis, triton, worker, gateway = await asyncio.gather(
-            probes.redis_answers(self.addresses.redis),
-            probe.answers(),
-            probes.worker_answers(self._worker_port),
-            probes.gateway_state(self.addresses.url),
+            self._redis.answers(),
+            self._triton.answers(),
+            self._http.worker_answers(),
+            self._http.gateway(),
         )
         rows = self.progress.models
         # Told to load other models than the defaults, or unable to, the service still serves those it has.

@@ -171,10 +171,11 @@ async def test_redis_keeps_its_data_over_a_kill(
 
     (port,) = ports.free_ports(1)
     url = f"redis://127.0.0.1:{port}/0"
-    assert not await probes.redis_answers(url)
+    probe = probes.RedisProbe(url)
+    assert not await probe.answers()
     member = supervisor.add(parts.redis(directory, port), quick())
     async with asyncio.timeout(20), Redis.from_url(url) as client:
-        while not await probes.redis_answers(url):  # noqa: ASYNC110
+        while not await probe.answers():  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         await client.set("job", "kept")
         assert (await client.config_get("appendonly"))["appendonly"] == "yes"
@@ -182,10 +183,11 @@ async def test_redis_keeps_its_data_over_a_kill(
         # With everysec the operating system holds the write even if the process dies.
         assert member.process is not None
         os.kill(member.process.pid, signal.SIGKILL)
-        while member.exits == 0 or not await probes.redis_answers(url):  # noqa: ASYNC110
+        while member.exits == 0 or not await probe.answers():  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     async with Redis.from_url(url) as client:
         assert await client.get("job") == b"kept"
+    await probe.close()
     await supervisor.stop(["redis"])
     assert member.last_status == 0
 
