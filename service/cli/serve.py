@@ -72,9 +72,10 @@ async def _serve(directory: DataDirectory, options: Options, configured: Setting
         asked.set()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-            loop.add_signal_handler(number, ask)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, ask)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as it is under nohup
+        loop.add_signal_handler(signal.SIGHUP, ask)
     began = time.monotonic()
     screen = view(console)
     starting = asyncio.create_task(stack.start(screen.show))

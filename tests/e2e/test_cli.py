@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,15 @@ def test_a_job_can_be_left_and_come_back_to(vitrine, tmp_path: Path) -> None:
     assert document["files"][0]["content_type"] == "image/png"
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Where the tests run in the background SIGINT is ignored, and children would inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_cancels_the_job(vitrine, service: Service, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [*VITRINE, "generate", "image", "a red circle", "--steps", "100", "-n", "8"],
