@@ -60,7 +60,7 @@ def train(
         record = {
             "model": model_id,
             "seed": seed,
-            "steps": steps,
+            "steps": steps or chosen.STEPS,
             "device": _device_name(device),
             "minutes": round(minutes, 1),
             "torch": torch.__version__,

@@ -98,7 +98,7 @@ def test_backgrounds_never_have_the_colour_of_an_object(seed: int) -> None:
     assert chroma.max() < 0.2
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(seeds)
 def test_captions_agree_with_the_geometry(seed: int) -> None:
     _, scene = shapes.draw(seed, 64, 2)

@@ -32,7 +32,9 @@ class UnknownRecipe(KeyError):
 
 
 class Recipe(Protocol):
-    """Trains a model's `demo` variant from scratch on drawn data."""
+    """Trains a model's `demo` variant from scratch on drawn data, in `STEPS` optimiser steps."""
+
+    STEPS: int
 
     def train(
         self,
@@ -44,7 +46,7 @@ class Recipe(Protocol):
     ) -> dict[str, float]:
         """Write the model's parts (float16 safetensors) into `folder`, an empty directory.
 
-        `steps` replaces the recipe's own number of optimiser steps; the rest (pictures drawn, size of
+        `steps` replaces `STEPS`; the rest (pictures drawn, size of
         the held-out set) shrinks with it. Returns the held-out scores of what was written.
         """
         ...

@@ -241,9 +241,9 @@ def _varied(faces: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _in_processes(work: Callable[[int], Found], seeds: range) -> Iterator[Found]:
-    """Run `work` over the seeds on every core, results in order."""
-    workers = max(1, min(os.cpu_count() or 1, 16, len(seeds)))
-    if workers == 1:
+    """Run `work` over the seeds on every core, results in order; a process is worth eight seeds."""
+    workers = min(os.cpu_count() or 1, 16, len(seeds) // 8)
+    if workers <= 1:
         yield from map(work, seeds)
         return
     context = multiprocessing.get_context("spawn")
