@@ -31,6 +31,9 @@ from service.triton.cards import (
 
 StateDict = dict[str, torch.Tensor]
 
+# Terms of weights that the authors did not publish.
+_TERMS = {"own": "set by their owner", "demo": "Apache-2.0", "random": "none"}
+
 
 @dataclass(frozen=True)
 class Source:
@@ -136,8 +139,13 @@ class Architecture(ABC):
         labels: tuple[str, ...] | None = None,
         **changes: Any,
     ) -> Card:
-        """Return the card of `variant` with these weights; `labels` replace the variant's own."""
+        """Return the card of `variant` with these weights; `labels` replace the variant's own.
+
+        Published terms and figures are those of the published weights, and stay off other cards.
+        """
         chosen = self.variants[variant]
+        official = weights.kind == "official"
+        owner = _TERMS.get(weights.kind)
         return Card(
             id=id or f"{self.slug}-{variant}",
             task=self.task,
@@ -146,7 +154,7 @@ class Architecture(ABC):
             origin=self.origin,
             architecture=self.slug,
             variant=variant,
-            licence=self.licence,
+            licence=Licence(code=self.licence.code, weights=owner) if owner else self.licence,
             weights=weights,
             image=chosen.image,
             clip=chosen.clip,
@@ -158,7 +166,7 @@ class Architecture(ABC):
             cost=self.cost,
             parameters=dict(chosen.parameters),
             flops=chosen.flops,
-            metrics=chosen.metrics,
+            metrics=chosen.metrics if official else (),
             notes=chosen.notes,
             **changes,
         )

@@ -24,7 +24,7 @@ from models.weights.entry import (
 )
 from models.weights.errors import NameRefused, UnreadableCheckpoint, WrongLabels
 from models.weights.pull import Installed, Watch, unwatched
-from service.triton.cards import CATALOGUE, Card, Licence, WeightsRecord
+from service.triton.cards import CATALOGUE, Card, WeightsRecord
 
 _ID: TypeAdapter[str] = TypeAdapter(Annotated[str, *Card.model_fields["id"].metadata])
 
@@ -93,14 +93,7 @@ def add(
             weights=record,
             labels=names,
             parameter_count=converted.parameters,
-        ).model_copy(
-            # Published figures and terms are those of the published weights.
-            update={
-                "default": default,
-                "metrics": (),
-                "licence": Licence(code=found.licence.code, weights="set by their owner"),
-            }
-        )
+        ).model_copy(update={"default": default})
         install(repository, card, folder, found, device)
     for path in fetched.values():
         path.unlink()

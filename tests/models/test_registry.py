@@ -49,7 +49,7 @@ def served(
 
 @pytest.mark.parametrize(("slug", "name"), VARIANTS, ids=[":".join(v) for v in VARIANTS])
 def test_every_variant_has_a_card_and_a_configuration(slug: str, name: str) -> None:
-    card = architecture(slug).card(name, weights=WeightsRecord(kind="random"))
+    card = architecture(slug).card(name, weights=WeightsRecord(kind="official"))
     assert card.paper.slug in {row.slug for row in PAPERS} | NOT_OF_THE_52
     assert Card.model_validate_json(card.model_dump_json(exclude_defaults=True)) == card
     entry = config(card, "cpu")
