@@ -54,7 +54,7 @@ def train(
 ) -> dict[str, float]:
     """Train with AdamW and a cosine schedule; see `models.demo.recipes.Recipe`."""
     steps = steps or STEPS
-    pairs = min(PAIRS, 4 * steps)
+    pairs = min(PAIRS, 2 * steps)
     first = (seed * PAIRS) % (clips.HELD_OUT - PAIRS)
     faces = training_faces(range(first, first + pairs), partial(_part, report, 0.0, 0.4))
     network = fit(faces, device, seed, steps, partial(_part, report, 0.4, 0.9))
