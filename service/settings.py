@@ -20,7 +20,7 @@ class TritonSettings(_Group):
 
     url: str = "127.0.0.1:8001"
     timeout_s: float = 60.0
-    load_timeout_s: float = 60.0
+    load_timeout_s: float = 30.0
     index_period_s: float = 2.0
     max_message_bytes: int = 256 * MIB
 

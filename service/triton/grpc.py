@@ -106,6 +106,10 @@ class TritonClient:
             found = self._find(task, model)
         if found is None:
             raise self._not_found(task, model)
+        if found.state == "loading" and found.card.id not in self._loading:
+            # Triton is starting, or somebody else loads it: nothing to wait on here.
+            self._taken_at = float("-inf")
+            raise TritonUnavailable(f"model {found.card.id!r} is being loaded", code="model_loading")
         if found.state != "ready":
             await self.load(found.card.id)
         return found.card
@@ -199,11 +203,11 @@ class TritonClient:
                 f"model {model!r} is still being loaded", code="model_loading", retry_after=5.0
             ) from None
 
-    def _start_loading(self, model: str) -> asyncio.Task[None]:
+    def _start_loading(self, model: str, *, dead: bool = False) -> asyncio.Task[None]:
         """Start to load `model`, unless that is under way, and return the task that does it."""
         loading = self._loading.get(model)
         if loading is None:
-            loading = asyncio.ensure_future(self._load(model))
+            loading = asyncio.ensure_future(self._load(model, dead))
             self._loading[model] = loading
             loading.add_done_callback(lambda task: self._loaded(model, task))
         return loading
@@ -213,9 +217,13 @@ class TritonClient:
         if not task.cancelled():
             task.exception()  # whoever waits gets it; nobody need wait
 
-    async def _load(self, model: str) -> None:
+    async def _load(self, model: str, dead: bool) -> None:
         message = pb.RepositoryModelLoadRequest(model_name=model)
         try:
+            if dead:
+                # To load what counts as loaded and has not changed does nothing.
+                unload = pb.RepositoryModelUnloadRequest(model_name=model)
+                await self._stub.RepositoryModelUnload(unload, timeout=60.0)
             await self._stub.RepositoryModelLoad(message, timeout=600.0)
         except grpc.aio.AioRpcError as error:
             if _is_down(error):
@@ -315,7 +323,7 @@ class TritonClient:
             return BadInput(details.removeprefix("InvalidInput: "), code="invalid_input")
         # The Python process behind a model died. Triton leaves it so until the model is loaded anew.
         if "Stub process" in details or "is not healthy" in details:
-            self._start_loading(model)
+            self._start_loading(model, dead=True)
             return TritonUnavailable(f"model {model!r} is restarting", code="model_restarting")
         if "unknown model" in details or "is not ready" in details or "is not found" in details:
             self._taken_at = float("-inf")

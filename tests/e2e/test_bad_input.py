@@ -14,6 +14,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import av
@@ -334,17 +335,18 @@ def test_a_name_that_leads_to_loopback(service: Service) -> None:
             assert answer.json()["code"] in ("url_not_allowed", "url_unreachable"), answer.text
 
 
-def test_variable_frame_rate_and_rotation_are_handled(service: Service) -> None:
+def test_a_variable_frame_rate_is_handled(service: Service) -> None:
     body = io.BytesIO()
     source = av.open(io.BytesIO(clip_bytes(shapes.HELD_OUT + 7, manipulated=False)))
     with source, av.open(body, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=15)
         stream.width = stream.height = 256
         stream.pix_fmt = "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 600)
         clock = 0
         for index, frame in enumerate(source.decode(video=0)):
-            frame.pts, frame.time_base = clock, stream.time_base or frame.time_base
-            clock += 1 + 3 * (index % 3)
+            frame.pts, frame.time_base = clock, Fraction(1, 600)
+            clock += 40 * (1 + index % 3)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     answer = service.post("/v1/deepfake", body.getvalue(), "video/mp4")

@@ -147,26 +147,35 @@ def interruptible() -> Iterator[None]:
 
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_cancels_the_job(vitrine, service: Service, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [*VITRINE, "generate", "image", "a red circle", "--steps", "100", "-n", "8"],
-        env=os.environ | {"VITRINE_DATA_DIR": str(service.data_dir), "NO_COLOR": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    running = []
-    while not running:
-        assert process.poll() is None
-        running = json.loads(vitrine("jobs", "--state", "running", "--json").stdout)["data"]
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert f"Canceled job {running[0]['id']}" in errors
-    assert service.finished(running[0]["id"])["state"] == "canceled"
+    worker = service.process("service.jobs.worker")
+    worker.suspend()  # the job must not be done before it is canceled
+    try:
+        process = subprocess.Popen(
+            [*VITRINE, "generate", "image", "a red circle", "--json"],
+            env=os.environ | {"VITRINE_DATA_DIR": str(service.data_dir), "NO_COLOR": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        queued: list[dict[str, Any]] = []
+        while not queued:
+            assert process.poll() is None
+            queued = service.client.get("/v1/jobs", params={"state": "queued"}).json()["data"]
+        shown = vitrine("jobs", "--state", "queued").stdout
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    finally:
+        worker.resume()
+    job_id = queued[0]["id"]
+    assert job_id in shown
+    assert "number 1" in shown
+    assert (process.returncode, output) == (130, "")
+    assert errors == f"Canceled job {job_id}.\n"
+    assert service.finished(job_id)["state"] == "canceled"
     assert not (tmp_path / "out.png").exists()
-    refused = vitrine("jobs", "result", running[0]["id"], status=1)
+    refused = vitrine("jobs", "result", job_id, status=1)
     assert "[result_not_ready]" in refused.stderr
-    assert "is canceled" in vitrine("jobs", "cancel", running[0]["id"]).stdout
+    assert "is canceled" in vitrine("jobs", "cancel", job_id).stdout
 
 
 def test_models_are_listed_with_licences_and_can_be_unloaded(vitrine) -> None:

@@ -90,7 +90,8 @@ async def test_wrong_size_is_refused_by_name(client: TritonClient) -> None:
         await client.infer("brightness", {"IMAGE": np.zeros((1, 3, 9, 8), np.uint8)})
 
 
-async def test_a_model_that_dies_is_restarted(client: TritonClient) -> None:
+@pytest.mark.parametrize("death", ["first", "second"])
+async def test_a_model_that_dies_is_restarted(client: TritonClient, death: str) -> None:
     with pytest.raises((TritonUnavailable, ModelFailed)):
         await client.infer("brightness", image(99))
     async with asyncio.timeout(60):
