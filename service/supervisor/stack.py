@@ -20,6 +20,8 @@ from service.supervisor.process import Process, adopt_orphans, describe, tail
 from service.supervisor.supervisor import Member, Supervisor
 from service.triton.cards import CATALOGUE
 
+# How often a part that was up may end before the start is given up.
+_STARTS = 3
 _SETTLED = ("ready", "failed")
 START_ORDER = ("redis", "triton", "worker", "gateway")
 STOP_ORDER = START_ORDER[::-1]
@@ -78,6 +80,7 @@ class Stack:
         self._supervisor = Supervisor(directory.logs, self._observe)
         self._notify = notify
         self._started = False
+        self._seen: set[str] = set()
         grpc, http, metrics, redis, worker = ports.free_ports(5)
         self._triton_ports = TritonPorts(grpc, http, metrics)
         self._redis_port = redis
@@ -121,8 +124,9 @@ class Stack:
         self.directory.write_note(self._note())
 
     def _observe(self, part: str, event: str) -> None:
-        if self._started:
+        if part in self._seen:
             self._notify(part, event)
+        if self._started:
             self.directory.write_note(self._note())
 
     async def stop(self) -> None:
@@ -185,6 +189,8 @@ class Stack:
         """Load the chosen models side by side; at every start of Triton, so also after a crash."""
         probe = self._triton
         await self._chosen.wait()
+        for row in self.progress.models:
+            row.state, row.reason = "waiting", ""
         await probe.wait()
 
         async def load(row: ModelRow) -> None:
@@ -225,6 +231,7 @@ class Stack:
         states["triton"] = "ready" if triton else "starting"
         states["worker"] = "ready" if worker else "starting"
         states["gateway"] = "ready" if up else gateway.missing
+        self._seen.update(name for name in START_ORDER if states[name] == "ready")
         return redis and triton and worker and up and all(row.state in _SETTLED for row in rows)
 
     def _refuse_failures(self) -> None:
@@ -233,8 +240,9 @@ class Stack:
                 f"triton cannot run Python models: {self._catalogue_failure}",
                 tail(self.directory.logs / "triton.log"),
             )
-        for member in self._supervisor.members.values():
-            if member.exits:
+        for name, member in self._supervisor.members.items():
+            # One that never came up will not; one that did may have met a passing fault.
+            if member.exits > (_STARTS if name in self._seen else 0):
                 raise self._ended(member)
 
     def _ended(self, member: Member) -> PartFailed:

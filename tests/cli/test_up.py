@@ -151,6 +151,16 @@ def test_a_signal_while_starting_stops_what_was_started(tmp_path: Path) -> None:
     assert not (tmp_path / "data" / "up.json").exists()
 
 
+def test_a_part_that_ends_after_it_was_up_is_started_again(tmp_path: Path) -> None:
+    up = Up.launch(tmp_path / "data", VITRINE_TRITON__URL="127.0.0.1:1")
+    eventually(lambda: "worker: ready" in up.text())
+    (worker,) = [p for p in up.family() if "service.jobs.worker" in p.cmdline()]
+    worker.kill()
+    eventually(lambda: "worker: started again" in up.text())
+    assert up.process.poll() is None
+    assert up.stop() == 0
+
+
 def test_a_part_that_cannot_start_shows_its_log(tmp_path: Path, triton: str) -> None:
     failed = run_vitrine(
         *("up", "--port", "0", "--data-dir", str(tmp_path)),
