@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 from torch import Tensor
 
 from models.serving import Device
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 # Names of the attention's layers in files written by diffusers before 0.17, and since.
 _RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -27,6 +30,9 @@ class Autoencoder:
     @classmethod
     def load(cls, folder: Path, device: Device) -> Autoencoder:
         """Load `vae.json` (diffusers' config) and `vae.safetensors`, strictly."""
+        # Takes seconds to import, which only those who load this should spend.
+        from diffusers import AutoencoderKL
+
         vae = AutoencoderKL.from_config(json.loads((folder / "vae.json").read_text()))
         state = load_file(folder / "vae.safetensors")
         vae.load_state_dict({_current_name(name): value for name, value in state.items()})

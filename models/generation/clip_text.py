@@ -10,14 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from models.serving import InvalidInput
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,9 @@ class TowerConfig:
 
     def build(self) -> CLIPTextModel:
         """Return the tower with random weights."""
+        # Takes seconds to import, which only those who load this should spend.
+        from transformers import CLIPTextConfig, CLIPTextModel
+
         return CLIPTextModel(
             CLIPTextConfig(
                 hidden_size=self.width,
