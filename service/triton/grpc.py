@@ -109,7 +109,9 @@ class TritonClient:
         if found.state == "loading" and found.card.id not in self._loading:
             # Triton is starting, or somebody else loads it: nothing to wait on here.
             self._taken_at = float("-inf")
-            raise TritonUnavailable(f"model {found.card.id!r} is being loaded", code="model_loading")
+            raise TritonUnavailable(
+                f"model {found.card.id!r} is being loaded", code="model_loading"
+            )
         if found.state != "ready":
             await self.load(found.card.id)
         return found.card
