@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from models.deepfake.genconvit import GenConViT
 from models.demo import clips, shapes
 from models.demo.recipes import UnknownRecipe, convnext, genconvit, recipe
 from models.demo.train import RECORD, train
@@ -99,6 +100,25 @@ def test_balanced_logits_have_the_softmax_as_their_sigmoids() -> None:
     expected = last(x).softmax(-1)
     genconvit.balance(last)
     torch.testing.assert_close(last(x).sigmoid(), expected)
+
+
+def test_calibration_makes_both_kinds_of_error_equally_frequent() -> None:
+    torch.manual_seed(0)
+    paper = architecture("genconvit")
+    network = paper.network(paper.config("demo")).eval()
+    assert isinstance(network, GenConViT)
+    faces = np.random.default_rng(0).integers(0, 256, (24, 2, 3, 112, 112), np.uint8)
+    faces[:16, 0] //= 2
+    genconvit.calibrate(network, faces, Device("cpu"))
+    card = paper.card("demo", weights=WeightsRecord(kind="demo"))
+    predictor = paper.serve(network, card, Device("cpu"), WEIGHTS)
+    assert isinstance(predictor, Predictor)
+    fake, real = (
+        predictor.predict({"FACES": faces[:, kind]})["MEMBERS"][:, :, 1]
+        for kind in (genconvit.FAKE, genconvit.REAL)
+    )
+    wrong = (real >= 0.5).mean(0) - (fake < 0.5).mean(0)
+    assert np.abs(wrong).max() <= 1 / 24
 
 
 @pytest.mark.parametrize("model_id", ["convnext-demo", "genconvit-demo"])

@@ -41,6 +41,8 @@ PAIRS = 400
 FACES_A_CLIP = 3
 LEARNING_RATE = 2e-3
 WARM_UP = 0.05
+# Further pairs, by which the thresholds are set.
+CALIBRATION_PAIRS = 120
 HELD_OUT_PAIRS = 40
 SIDE = 112
 REAL, FAKE = 1, 0
@@ -54,17 +56,20 @@ def train(
 ) -> dict[str, float]:
     """Train with AdamW and a cosine schedule; see `models.demo.recipes.Recipe`."""
     steps = steps or STEPS
-    pairs = min(PAIRS, 2 * steps)
-    first = (seed * PAIRS) % (clips.HELD_OUT - PAIRS)
-    faces = training_faces(range(first, first + pairs), partial(_part, report, 0.0, 0.4))
+    pairs, further = min(PAIRS, 2 * steps), min(CALIBRATION_PAIRS, 2 * steps)
+    first = seed * (PAIRS + CALIBRATION_PAIRS) % (clips.HELD_OUT - PAIRS - CALIBRATION_PAIRS)
+    seeds = range(first, first + pairs + further)
+    faces = drawn_faces(seeds[:pairs], partial(_part, report, 0.0, 0.3))
+    others = drawn_faces(seeds[pairs:], partial(_part, report, 0.3, 0.4))
     network = fit(faces, device, seed, steps, partial(_part, report, 0.4, 0.9))
+    calibrate(network, others, Device(device))
     state = {name: value.half().cpu().contiguous() for name, value in network.state_dict().items()}
     save_file(state, folder / "model.safetensors")
     held_out = range(clips.HELD_OUT, clips.HELD_OUT + min(HELD_OUT_PAIRS, pairs))
     return measure(folder, held_out, Device(device), partial(_part, report, 0.9, 1.0))
 
 
-def training_faces(seeds: range, report: Report) -> np.ndarray:
+def drawn_faces(seeds: range, report: Report) -> np.ndarray:
     """Return faces uint8 [N, 2, 3, 112, 112]: each manipulated face and the real one of its frame."""
     faces: list[np.ndarray] = []
     for done, found in enumerate(_in_processes(faces_of_pair, seeds), start=1):
@@ -76,7 +81,7 @@ def training_faces(seeds: range, report: Report) -> np.ndarray:
 
 
 def fit(faces: np.ndarray, device: str, seed: int, steps: int, report: Report) -> GenConViT:
-    """Train both networks on faces [N, 2, 3, 112, 112], as `training_faces` gives them.
+    """Train both networks on faces [N, 2, 3, 112, 112], as `drawn_faces` gives them.
 
     A batch holds both faces of each pair, so that nothing but the manipulation tells them apart.
     """
@@ -117,9 +122,32 @@ def fit(faces: np.ndarray, device: str, seed: int, steps: int, report: Report) -
         if step % 10 == 0:
             told = ", ".join(f"{name} {loss.item():.3f}" for name, loss in losses.items())
             report(step / steps, f"step {step}/{steps}, losses: {told}")
-    for member in (network.ed, network.vae):
-        balance(member.fc2)
     return network.eval()
+
+
+def calibrate(network: GenConViT, faces: np.ndarray, device: Device) -> None:
+    """Make 0.5 the score at which each network errs as often on real as on manipulated faces.
+
+    `faces` as for `fit`, of other people.
+    """
+    paper = architecture("genconvit")
+    image = paper.card("demo", weights=WeightsRecord(kind="demo")).image
+    assert image is not None
+    normalise = Normalisation(image, device)
+    members = (network.ed, network.vae)
+    for member in members:
+        balance(member.fc2)
+    noise = torch.randn(1, network.latent, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        logits = torch.cat(
+            [network(normalise(pair), noise.expand(2, -1).to(device.torch))[None] for pair in faces]
+        )
+    fake, real = logits[:, FAKE, :, FAKE], logits[:, REAL, :, FAKE]
+    for index, member in enumerate(members):
+        middle = _equal_error(real[:, index].cpu().numpy(), fake[:, index].cpu().numpy())
+        with torch.no_grad():
+            member.fc2.bias[FAKE] -= middle
+            member.fc2.bias[REAL] += middle
 
 
 def measure(folder: Path, seeds: range, device: Device, report: Report) -> dict[str, float]:
@@ -168,6 +196,15 @@ def _auc(negative: np.ndarray, positive: np.ndarray) -> float:
     """Return the share of pairs in the right order, ties counting half."""
     higher = (positive[:, None] > negative[None, :]).mean()
     return float(higher + 0.5 * (positive[:, None] == negative[None, :]).mean())
+
+
+def _equal_error(negative: np.ndarray, positive: np.ndarray) -> float:
+    """Return the value that as large a share of `negative` exceeds as of `positive` falls below."""
+    values = np.sort(np.concatenate([negative, positive]))
+    between = (values[1:] + values[:-1]) / 2
+    above = (negative[:, None] > between).mean(0)
+    below = (positive[:, None] < between).mean(0)
+    return float(between[np.abs(above - below).argmin()])
 
 
 def faces_of_pair(seed: int) -> Found:
