@@ -269,9 +269,11 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read(service: Service) ->
             b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
             b"Content-Length: 99999999999\r\n\r\n"
         )
-        answer = connection.recv(65536)
+        answer = b""
+        while b"}" not in answer and (part := connection.recv(65536)):
+            answer += part
     assert b" 413 " in answer.split(b"\r\n")[0]
-    assert b"payload_too_large" in answer or b"body_too_large" in answer
+    assert b'"body_too_large"' in answer
 
 
 def test_a_chunked_body_is_counted(service: Service) -> None:
