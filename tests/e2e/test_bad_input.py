@@ -273,7 +273,7 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read(service: Service) ->
         while b"}" not in answer and (part := connection.recv(65536)):
             answer += part
     assert b" 413 " in answer.split(b"\r\n")[0]
-    assert b'"body_too_large"' in answer
+    assert b'"payload_too_large"' in answer
 
 
 def test_a_chunked_body_is_counted(service: Service) -> None:
