@@ -20,7 +20,7 @@ from tests.e2e.service import Service
 pytestmark = pytest.mark.slow
 
 COUNT = 360
-CLIPS = 40
+CLIPS = 80
 PROMPTS = 200
 
 
