@@ -128,12 +128,16 @@ def label(shape: str, colour: str) -> int:
     return LABELS.index(f"{colour} {shape}")
 
 
-def draw(seed: int, size: int = 64, objects: int | None = 1) -> tuple[np.ndarray, Scene]:
+def draw(
+    seed: int, size: int = 64, objects: int | None = 1, variety: float = 1.0
+) -> tuple[np.ndarray, Scene]:
     """Draw scene number `seed`.
 
     `size`: side of the picture in pixels, at least 16. `objects`: 1 to 4, or None for one or two
-    by chance. The same scene at another size is the same picture, scaled. Returns RGB uint8
-    [size, size, 3] and the scene. Raises ValueError for a size or number out of range.
+    by chance. `variety`: share, 0 to 1, of the spread of sizes, tilts and (of one or two objects)
+    places; at 0 all are upright, alike in size, and one object is in the middle. The same scene at
+    another size is the same picture, scaled. Returns RGB uint8 [size, size, 3] and the scene.
+    Raises ValueError for a size or number out of range.
     """
     if size < 16:
         raise ValueError(f"size is {size}; the smallest is 16")
@@ -141,7 +145,7 @@ def draw(seed: int, size: int = 64, objects: int | None = 1) -> tuple[np.ndarray
         raise ValueError(f"objects is {objects}; it must be between 1 and {max(_RADII)}")
     rng = np.random.default_rng([seed, 0 if objects is None else objects])
     count = objects or int(rng.integers(1, 3))
-    scene = Scene(size, _place(rng, count, size))
+    scene = Scene(size, _place(rng, count, size, variety))
     paints = [_paint(rng, o.colour) for o in scene.objects]
     canvas = _background(rng, size)
     for drawn, paint in zip(scene.objects, paints, strict=True):
@@ -176,7 +180,9 @@ def _side(subject: DrawnObject, target: DrawnObject) -> Side:
     return "above" if dy < 0 else "below"
 
 
-def _place(rng: np.random.Generator, count: int, size: int) -> tuple[DrawnObject, ...]:
+def _place(
+    rng: np.random.Generator, count: int, size: int, variety: float
+) -> tuple[DrawnObject, ...]:
     """Choose different objects and places where they neither overlap nor leave the picture."""
     labels = rng.choice(len(LABELS), size=count, replace=False)
     low, high = _RADII[count]
@@ -185,11 +191,26 @@ def _place(rng: np.random.Generator, count: int, size: int) -> tuple[DrawnObject
         centres = rng.uniform(radii[:, None] + 0.02, 0.98 - radii[:, None], size=(count, 2))
         if _apart(centres, radii):
             break
-    tilts = rng.uniform(-_TILT, _TILT, size=count)
+    tilts = rng.uniform(-_TILT, _TILT, size=count) * variety
+    if variety < 1.0:
+        radii = (low + high) / 2 + variety * (radii - (low + high) / 2)
+        if count <= 2:
+            calm = _calm_centres(centres)
+            centres = calm + variety * (centres - calm)
     return tuple(
         _object(LABELS[k], centre * size, radius * size, tilt)
         for k, centre, radius, tilt in zip(labels, centres, radii, tilts, strict=True)
     )
+
+
+def _calm_centres(centres: np.ndarray) -> np.ndarray:
+    """Return the middle for one object; for two, places in one row or column that keep their relation."""
+    calm = np.full_like(centres, 0.5)
+    if len(centres) == 2:
+        apart = centres[1] - centres[0]
+        axis = int(np.abs(apart).argmax())
+        calm[:, axis] += np.array([-0.25, 0.25]) * np.sign(apart[axis])
+    return calm
 
 
 def _apart(centres: np.ndarray, radii: np.ndarray) -> bool:

@@ -40,7 +40,7 @@ DEMO = DiTConfig(
 )
 
 
-def _parameters(size: int, steps: int, longest: int) -> dict[str, Parameter]:
+def _parameters(size: int, steps: int, longest: int, guidance: float = 5.0) -> dict[str, Parameter]:
     sides = {
         "type": "integer",
         "default": size,
@@ -58,7 +58,7 @@ def _parameters(size: int, steps: int, longest: int) -> dict[str, Parameter]:
         ),
         "guidance": Parameter(
             type="number",
-            default=5.0,
+            default=guidance,
             minimum=0.0,
             maximum=20.0,
             description="Strength of classifier-free guidance; 1 and less turn it off and cost half.",
@@ -180,7 +180,7 @@ _VARIANTS = (
     Variant(
         name="demo",
         config={"dit": DEMO, "text_encoder": DEMO_TOWER},
-        parameters=_parameters(DEMO_SIZE, 12, 200),
+        parameters=_parameters(DEMO_SIZE, 12, 200, guidance=3.0),
         notes=(
             "Draws one or two coloured shapes: red, green, blue, yellow, purple or orange; circle, "
             "square, triangle, star, pentagon or cross; left of, right of, above or below.",

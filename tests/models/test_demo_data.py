@@ -231,3 +231,14 @@ def test_samples_of_unknown_tasks_and_negative_seeds_are_refused(tmp_path: Path)
         sample.write_sample("sing", tmp_path / "a.wav")
     with pytest.raises(ValueError, match="-1"):
         sample.write_sample("classify", tmp_path / "a.png", seed=-1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seeds, st.sampled_from([0.0, 0.25]))
+def test_less_variety_keeps_what_a_caption_says(seed: int, variety: float) -> None:
+    for objects in (1, 2):
+        _, varied = shapes.draw(seed, 32, objects)
+        _, calm = shapes.draw(seed, 32, objects, variety)
+        assert calm.caption == varied.caption
+    _, alone = shapes.draw(seed, 64, 1, 0.0)
+    assert alone.objects[0].centre == (32.0, 32.0)
