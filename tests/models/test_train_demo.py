@@ -126,7 +126,7 @@ def test_shipped_weights_are_small_and_come_with_their_record(model_id: str) -> 
     folder = WEIGHTS / model_id
     record = json.loads((folder / RECORD).read_text())
     assert record["model"] == model_id
-    assert record["steps"] >= 1000, "shipped weights come from a whole training"
+    assert record["steps"] == recipe(model_id).STEPS, "shipped weights come from a whole training"
     assert (folder / "model.safetensors").stat().st_size < 1.2e6
     assert load_file(folder / "model.safetensors").keys()
 
@@ -145,4 +145,4 @@ def test_shipped_genconvit_tells_held_out_clips_apart() -> None:
         WEIGHTS / "genconvit-demo", seeds, Device("cpu"), lambda share, stage: None
     )
     assert scores["AUC by clip"] >= 0.95
-    assert scores["accuracy by clip"] >= 0.75
+    assert scores["accuracy by clip"] >= 0.8
