@@ -92,7 +92,6 @@ def test_a_picture_of_a_face_is_judged(service: Service) -> None:
     assert len(answer["timeline"]) == 1
 
 
-@pytest.mark.xfail(reason="the weights are an interim model: shapes are not right yet", strict=True)
 def test_pictures_show_what_their_prompts_say(service: Service) -> None:
     """Of pictures made from 200 prompts the demo classifier finds shape and colour in >= 80 %."""
     stream = np.random.default_rng(1)
