@@ -129,6 +129,7 @@ def measure(
             thread.join()
         return time.perf_counter() - started
 
+    calls[0]()  # the first use may load the model
     run(min(2.0, seconds / 3), keep=False)
     before = {part: system.cpu_seconds(part) for part in ("gateway", "triton")}
     elapsed = run(seconds, keep=True)
@@ -286,7 +287,8 @@ def main() -> None:
     parser.add_argument("--video", action="store_true", help="score 1080p clips too")
     options = parser.parse_args()
     report: dict[str, Any] = {"machine": machine()}
-    models = ["vitrine-catalogue", REALISTIC, SMALL, "mtcnn", "genconvit-demo"]
+    # Ready means that the default of every task is loaded, so all of them are.
+    models = [REALISTIC, SMALL, "mtcnn", "genconvit-demo", "micro-dit-demo"]
     with running(models, [sys.executable, "-m", "load_tests.entries"]) as system:
         report["classify"] = classify(system, options.seconds, options.rounds)
         report["ratios"] = ratios(report["classify"])

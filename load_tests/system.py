@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx2
 import psutil
 
 
@@ -84,10 +85,21 @@ def running(models: Sequence[str], prepare: Sequence[str] = ()) -> Iterator[Syst
                         raise RuntimeError("vitrine up did not start")
                     time.sleep(0.2)
                 told = json.loads(up.read_text())
+                while not _ready(told["url"]):
+                    if process.poll() is not None or time.monotonic() > deadline:
+                        raise RuntimeError("vitrine up did not become ready")
+                    time.sleep(0.5)
                 yield System(told["url"], told["triton"], psutil.Process(process.pid))
             finally:
                 process.send_signal(signal.SIGTERM)
                 process.wait(60)
+
+
+def _ready(url: str) -> bool:
+    try:
+        return httpx2.get(f"{url}/readyz", timeout=10).status_code == 200
+    except httpx2.TransportError:
+        return False
 
 
 def machine() -> dict[str, str | int | float]:
