@@ -16,12 +16,17 @@ class _Group(BaseModel):
 
 
 class TritonSettings(_Group):
-    """Where the Triton Inference Server is, and how long calls may take."""
+    """Where the Triton Inference Server is, and how long calls may take.
+
+    `required_models` must be loaded before the gateway calls itself ready; when it is empty, the
+    default model of every task.
+    """
 
     url: str = "127.0.0.1:8001"
     timeout_s: float = 60.0
     load_timeout_s: float = 30.0
     index_period_s: float = 2.0
+    required_models: tuple[str, ...] = ()
     max_message_bytes: int = 256 * MIB
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Sequence
 
 from pydantic import BaseModel, Field
 
@@ -21,19 +22,20 @@ class Readiness(BaseModel):
     triton: bool = Field(description="Triton answers.")
     redis: bool = Field(description="The job queue answers and takes writes.")
     models: dict[str, str] = Field(
-        description="The state of the default model of each task; one that serves is enough a task."
+        description="The state of the required models, or else of the default model of each task, "
+        "where one that serves is enough a task."
     )
     missing: list[str] = Field(description="What is not ready, in words.")
 
 
 async def readiness(gateway: Gateway) -> Readiness:
-    """Look at Triton, the default models and Redis, all at once and never longer than 1.5 s."""
+    """Look at Triton, the required models and Redis, all at once and never longer than 1.5 s."""
     (triton, models), redis = await asyncio.gather(_triton(gateway), _redis(gateway))
     missing: list[str] = []
     if not triton:
         missing.append("Triton does not answer")
     elif not models:
-        missing.append("no default model is known")
+        missing.append("no model is known")
     missing += [
         f"the model {name} is {state}" for name, state in models.items() if state != "ready"
     ]
@@ -49,9 +51,16 @@ async def _triton(gateway: Gateway) -> tuple[bool, dict[str, str]]:
         async with asyncio.timeout(_TIMEOUT_S):
             if not await gateway.triton.ready():
                 return False, {}
-            return True, _defaults(await gateway.triton.models())
+            models = await gateway.triton.models()
+            required = gateway.settings.triton.required_models
+            return True, _states(models, required) if required else _defaults(models)
     except (VitrineError, TimeoutError):
         return False, {}
+
+
+def _states(models: list[ModelState], required: Sequence[str]) -> dict[str, str]:
+    states = {model.card.id: model.state for model in models}
+    return {name: states.get(name, "unknown") for name in required}
 
 
 def _defaults(models: list[ModelState]) -> dict[str, str]:

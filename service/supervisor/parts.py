@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from service.settings import Settings
@@ -104,11 +105,22 @@ def worker(
     )
 
 
-def gateway(directory: DataDirectory, addresses: Addresses, settings: Settings) -> Part:
-    """The gateway: SIGTERM makes it stop accepting and finish the requests it has."""
+def gateway(
+    directory: DataDirectory,
+    addresses: Addresses,
+    settings: Settings,
+    models: Sequence[str] | None = None,
+) -> Part:
+    """The gateway: SIGTERM makes it stop accepting and finish the requests it has.
+
+    It is ready once `models` are; by default, those that the settings require.
+    """
+    environment = dict(own_environment(directory, addresses))
+    if models is not None:
+        environment["VITRINE_TRITON__REQUIRED_MODELS"] = json.dumps(models)
     return Part(
         "gateway",
         python("service.app"),
-        own_environment(directory, addresses),
+        environment,
         grace_s=settings.limits.drain_seconds + _MARGIN_S,
     )

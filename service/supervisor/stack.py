@@ -146,7 +146,7 @@ class Stack:
         add, directory, settings = self._supervisor.add, self.directory, self._settings
         if self._options.redis_url is None:
             add(parts.redis(directory, self._redis_port))
-        add(parts.gateway(directory, self.addresses, settings))
+        add(parts.gateway(directory, self.addresses, settings, self._options.models))
         add(parts.worker(directory, self.addresses, settings, self._worker_port))
         if self._options.triton_url is None:
             add(parts.triton(directory, self._triton_ports, self._load_models))
@@ -220,12 +220,8 @@ class Stack:
             self._http.gateway(),
         )
         rows = self.progress.models
-        # Told to load other models than the defaults, or unable to, the service still serves those it has.
-        partial = (
-            self._options.models is not None
-            or self._options.triton_url is not None
-            or any(row.state == "failed" for row in rows)
-        )
+        # With a model that cannot be loaded, the service still serves those it has.
+        partial = self._options.triton_url is not None or any(row.state == "failed" for row in rows)
         up = gateway.ready or (partial and gateway.serving)
         states["redis"] = "ready" if redis else "starting"
         states["triton"] = "ready" if triton else "starting"

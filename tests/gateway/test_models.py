@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -41,6 +42,26 @@ async def test_readiness_names_the_model_that_is_missing(toys: httpx2.AsyncClien
     assert answer.status_code == 503
     assert answer.json()["models"] == {"brightness": "ready", "counter": "unloaded"}
     assert answer.json()["missing"] == ["the model counter is unloaded"]
+
+
+async def test_readiness_is_about_the_required_models(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    repository = tmp_path / "repository"
+    write_catalogue(repository)
+    write_toy(repository, "brightness", "brightness", default=True)
+    write_toy(repository, "counter", "counter", default=True)
+    async with triton(repository, [CATALOGUE, "brightness"]) as client:
+        for required, ready in ((("brightness",), True), (("brightness", "nothing"), False)):
+            address = TritonSettings(url=client._settings.url, required_models=required)
+            settings = settings_for(redis_server, tmp_path, triton=address)
+            async with in_process(build(settings)) as gateway:
+                answer = await gateway.get("/readyz")
+                assert answer.json()["ready"] is ready
+                assert answer.json()["models"] == {
+                    "brightness": "ready",
+                    **({} if ready else {"nothing": "unknown"}),
+                }
 
 
 async def test_load_and_unload(toys: httpx2.AsyncClient) -> None:
