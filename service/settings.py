@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 1024 * 1024
@@ -81,6 +81,34 @@ class LimitSettings(_Group):
     drain_seconds: float = 20.0
 
 
+class AuthSettings(_Group):
+    """Who may call.
+
+    `required` None: API keys are needed unless the gateway is bound to loopback. `admin_key` is one
+    key with every scope beside those that `vitrine keys` made, for installations that are described
+    by files and Secrets. A revoked key is refused within `cache_s`; while Redis is down, known keys
+    stay good for `outage_s`. With `open_metrics`, `GET /metrics` needs no key.
+    """
+
+    required: bool | None = None
+    admin_key: SecretStr | None = Field(default=None, min_length=32)
+    cache_s: float = Field(default=5.0, ge=0)
+    outage_s: float = Field(default=3600.0, ge=0)
+    open_metrics: bool = False
+
+
+class BrowserSettings(_Group):
+    """What web pages may do.
+
+    `hosts`: names by which the gateway may be called (`*.example.com` for all below); empty means
+    loopback names on a loopback bind, any name elsewhere. `origins`: whose scripts may call from
+    other sites (CORS), as `https://app.example.com`.
+    """
+
+    hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+
+
 class Settings(BaseSettings):
     """All settings; frozen, passed to the app factory and to the worker, never read at import."""
 
@@ -99,6 +127,8 @@ class Settings(BaseSettings):
     jobs: JobSettings = JobSettings()
     worker: WorkerSettings = WorkerSettings()
     limits: LimitSettings = LimitSettings()
+    auth: AuthSettings = AuthSettings()
+    browsers: BrowserSettings = BrowserSettings()
 
     @property
     def repository(self) -> Path:
