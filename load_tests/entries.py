@@ -27,9 +27,14 @@ def write_random(repository: Path, id: str, slug: str, variant: str) -> None:
 
 
 def main() -> None:
-    repository = Path(sys.argv[-1]) / "repository"
+    """Write `ID=ARCHITECTURE:VARIANT ...` into the data directory that is the last argument."""
+    *wanted, directory = sys.argv[1:]
+    repository = Path(directory) / "repository"
     repository.mkdir(parents=True, exist_ok=True)
-    write_random(repository, "convnext-tiny-random", "convnext", "tiny-1k-224")
+    for entry in wanted:
+        id, _, network = entry.partition("=")
+        slug, _, variant = network.partition(":")
+        write_random(repository, id, slug, variant)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,8 @@ RESULTS = Path(__file__).parent / "results"
 CONCURRENCIES = (1, 8, 32)
 REALISTIC = "convnext-tiny-random"
 SMALL = "convnext-demo"
+CLIP_SECONDS = (10, 60, 180)
+CLIP_RUNS = 3
 SIZES = {REALISTIC: 224, SMALL: 64}
 
 
@@ -166,32 +168,44 @@ def classify(system: System, seconds: float, rounds: int) -> list[dict[str, Any]
 
 
 def write_clip(path: Path, seconds: int) -> None:
-    """Write a 1080p clip of a drawn face at 30 frames per second (H.264): two seconds of motion, repeated."""
-    drawn = []
-    for pixels in frames(seed=11, manipulated=True, count=60, fps=30, size=540):
-        picture = Image.new("RGB", (1920, 1080), (96, 110, 120))
-        picture.paste(Image.fromarray(pixels).resize((1080, 1080)), (420, 0))
-        drawn.append(av.VideoFrame.from_image(picture))
+    """Write a grainy 1080p clip of a drawn face, 30 frames/s, H.264 at 2.5 Mbit/s: two seconds, repeated."""
+    grain = np.random.default_rng(3)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=30, options={"preset": "veryfast"})
+        options = {"preset": "veryfast", "x264-params": "keyint=60:open-gop=0"}
+        stream = container.add_stream("libx264", rate=30, options=options)
         stream.width, stream.height, stream.pix_fmt = 1920, 1080, "yuv420p"
-        for index in range(seconds * 30):
-            frame = drawn[index % len(drawn)]
-            frame.pts = index
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+        stream.bit_rate = 2_500_000
+        packets: list[av.Packet] = []
+        for pixels in frames(seed=11, manipulated=True, count=60, fps=30, size=540):
+            picture = np.full((1080, 1920, 3), (96, 110, 120), np.int16)
+            picture[:, 420:1500] = np.asarray(Image.fromarray(pixels).resize((1080, 1080)))
+            picture += grain.normal(0, 3, picture.shape).astype(np.int16)
+            shown = np.clip(picture, 0, 255).astype(np.uint8)
+            packets += stream.encode(av.VideoFrame.from_ndarray(shown))
+        packets += stream.encode(None)
+        base = packets[0].time_base
+        times = [(packet.pts, packet.dts) for packet in packets]
+        for k in range(seconds // 2):
+            for packet, (pts, dts) in zip(packets, times, strict=True):
+                # The container converts the time stamps of what it takes.
+                shift, packet.time_base = int(2 * k / base), base
+                packet.pts, packet.dts = pts + shift, dts + shift
+                container.mux(packet)
 
 
 def video(system: System) -> list[dict[str, Any]]:
-    """Score 1080p clips of 10 s and 60 s, each twice, and return time, frame rates and the gateway's peak memory."""
+    """Score 1080p clips of several lengths and return times, frame rates and the gateway's peak memory.
+
+    The first clip is scored twice before, so that no row pays for the first use of anything.
+    """
     rows = []
     host = urlsplit(system.url).netloc
     with tempfile.TemporaryDirectory() as directory:
-        for length in (10, 60):
+        for length in CLIP_SECONDS:
             clip = Path(directory) / f"{length}.mp4"
             write_clip(clip, length)
             body = clip.read_bytes()
-            for attempt in ("first", "second"):
+            for attempt in range(-2 if length == CLIP_SECONDS[0] else 0, CLIP_RUNS):
                 system.reset_peak_memory("gateway")
                 started = time.perf_counter()
                 connection = http.client.HTTPConnection(host, timeout=600)
@@ -201,11 +215,13 @@ def video(system: System) -> list[dict[str, Any]]:
                 if answer.status != 200:
                     raise RuntimeError(f"{answer.status}: {content}")
                 elapsed = time.perf_counter() - started
+                if attempt < 0:
+                    continue
                 sampled = content["sampling"]["frames_decoded"]
                 rows.append(
                     {
                         "clip_seconds": length,
-                        "run": attempt,
+                        "run": attempt + 1,
                         "body_mb": len(body) / 1e6,
                         "seconds": elapsed,
                         "sampled_frames": sampled,
@@ -269,11 +285,11 @@ def table(report: dict[str, Any]) -> str:
     if report.get("video"):
         lines += [
             "",
-            "| 1080p clip | run | seconds | sampled frames/s | clip frames/s | gateway peak MiB |",
-            "|---|---|---|---|---|---|",
+            "| 1080p clip | MB | run | seconds | sampled frames/s | clip frames/s | gateway peak MiB |",
+            "|---|---|---|---|---|---|---|",
         ]
         lines += [
-            f"| {r['clip_seconds']} s | {r['run']} | {r['seconds']:.1f} | {r['sampled_frames_per_second']:.1f} "
+            f"| {r['clip_seconds']} s | {r['body_mb']:.1f} | {r['run']} | {r['seconds']:.1f} | {r['sampled_frames_per_second']:.1f} "
             f"| {r['clip_frames_per_second']:.0f} | {r['gateway_peak_mib']:.0f} |"
             for r in report["video"]
         ]
@@ -289,7 +305,8 @@ def main() -> None:
     report: dict[str, Any] = {"machine": machine()}
     # Ready means that the default of every task is loaded, so all of them are.
     models = [REALISTIC, SMALL, "mtcnn", "genconvit-demo", "micro-dit-demo"]
-    with running(models, [sys.executable, "-m", "load_tests.entries"]) as system:
+    entry = f"{REALISTIC}=convnext:tiny-1k-224"
+    with running(models, [sys.executable, "-m", "load_tests.entries", entry]) as system:
         report["classify"] = classify(system, options.seconds, options.rounds)
         report["ratios"] = ratios(report["classify"])
         if options.video:

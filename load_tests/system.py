@@ -21,11 +21,12 @@ import psutil
 
 @dataclass(frozen=True)
 class System:
-    """One `vitrine up`: the gateway's URL, Triton's gRPC address and the supervisor's process."""
+    """One `vitrine up`: the gateway's URL, Triton's gRPC address, supervisor and data directory."""
 
     url: str
     triton: str
     supervisor: psutil.Process
+    directory: Path
 
     def processes(self, part: str) -> list[psutil.Process]:
         """Return the processes of a part: `gateway`, `worker`, `redis` or `triton` (with its models)."""
@@ -89,7 +90,9 @@ def running(models: Sequence[str], prepare: Sequence[str] = ()) -> Iterator[Syst
                     if process.poll() is not None or time.monotonic() > deadline:
                         raise RuntimeError("vitrine up did not become ready")
                     time.sleep(0.5)
-                yield System(told["url"], told["triton"], psutil.Process(process.pid))
+                yield System(
+                    told["url"], told["triton"], psutil.Process(process.pid), Path(directory)
+                )
             finally:
                 process.send_signal(signal.SIGTERM)
                 process.wait(60)
