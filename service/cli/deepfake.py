@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,6 +60,8 @@ def deepfake(
     """
     if report is not None and report.suffix.lower() not in (".html", ".png"):
         fail(f"{report}: a report's name must end in .html or .png.", status=2)
+    if report is not None and report.suffix.lower() == ".png" and not find_spec("matplotlib"):
+        fail("A chart as PNG needs matplotlib: pip install 'vitrine[report]'.")
     parameters = {"model": model, "frames": frames, "seed": seed}
     with connected(url) as client:
         if media_type(file).startswith("video/"):
