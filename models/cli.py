@@ -241,6 +241,34 @@ def write_repository(
         console.print(table)
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(
+    context: typer.Context,
+    repository: Repository = None,
+    device: Device = "auto",
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A model to load before the server answers; give it several times. "
+            "Without it: $VITRINE_TRITON__REQUIRED_MODELS, or else the default of every task.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Bring the model repository up to date and become the `tritonserver` on the PATH.
+
+    The Triton image runs this. Unknown options go to `tritonserver` as they are.
+
+    - `python -m models serve --device cuda`
+    - `python -m models serve --models convnext-demo --log-verbose=1 --grpc-port=9001`
+    """
+    with plain_errors(KeyError):
+        from models.server import serve
+
+        wanted = models or _settings().triton.required_models
+        serve(_repository(repository), device, wanted or None, context.args)
+
+
 @app.command("train-demo")
 def train_demo(
     model: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
@@ -331,8 +359,12 @@ def main() -> None:
 
 
 def _repository(given: Path | None) -> Path:
+    return (given or _settings().repository).expanduser().absolute()
+
+
+def _settings() -> Settings:
     try:
-        return (given or Settings().repository).expanduser().absolute()
+        return Settings()
     except ValidationError as error:
         fault = error.errors()[0]
         name = "__".join(map(str, fault["loc"])).upper()

@@ -20,6 +20,7 @@ from service.settings import Settings, TritonSettings
 from service.supervisor import embedded, ports
 from service.supervisor.directory import read_note
 from service.supervisor.errors import StartError
+from service.triton import server
 from service.triton.cards import CATALOGUE, Card
 
 _GIB = 1024**3
@@ -108,7 +109,7 @@ def _processor() -> Finding:
             if key.strip() == "model name":
                 name = value.strip()
     fast = [f for f in ("avx2", "avx512_bf16", "amx_bf16") if f in flags]
-    cores = embedded.cores()
+    cores = server.cores()
     found = f"{name}, {cores} core{'s' if cores > 1 else ''}, {', '.join(fast) or 'no AVX2'}"
     if "avx2" not in fast and os.uname().machine == "x86_64":
         return Finding("CPU", "warn", found, "Without AVX2 the networks are very slow.")

@@ -7,7 +7,6 @@ finds the virtual environment by the `python3` that is first on PATH, and libpyt
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import sys
@@ -17,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.supervisor.errors import EmbeddedMissing
+from service.triton.server import server_options, thread_environment
 
 _OTHERWISE = "Use servers that run elsewhere (VITRINE_TRITON__URL, VITRINE_REDIS__URL), or `docker compose up`."
-TRITON_EXIT_S = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,50 +103,24 @@ def triton_environment() -> dict[str, str]:
         **os.environ,
         "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),
         "PATH": os.pathsep.join((scripts, os.environ.get("PATH", os.defpath))),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cores())),
-        # Several models share the cores: threads that spin while they wait take them from the others.
-        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+        **thread_environment(),
     }
-
-
-def shared_memory_prefix(repository: Path) -> str:
-    """Return the prefix of the shared-memory regions of the Triton that serves `repository`."""
-    return f"vitrine_{hashlib.sha256(str(repository).encode()).hexdigest()[:12]}_"
-
-
-def remove_shared_memory(repository: Path) -> None:
-    """Remove the regions that a killed Triton left in /dev/shm."""
-    for region in Path("/dev/shm").glob(f"{shared_memory_prefix(repository)}*"):
-        region.unlink(missing_ok=True)
 
 
 def triton_command(
     repository: Path, backends: Path, ports: TritonPorts, load: Iterable[str] = ()
 ) -> tuple[str, ...]:
-    """Return the command line of a Triton that serves `repository`.
-
-    It answers nobody before it has loaded the models of `load`. Model configurations are complete, so Triton need not import every model a second time to
-    complete them.
-    """
+    """Return the command line of the wheel's Triton on the loopback; see `server_options`."""
     return (
         str(triton_server()),
-        f"--model-repository={repository}",
+        *server_options(repository, load),
         f"--backend-directory={backends}",
-        "--model-control-mode=explicit",
-        *(f"--load-model={model}" for model in load),
-        f"--model-load-thread-count={max(2, cores())}",
-        "--disable-auto-complete-config",
-        "--exit-on-error=false",
-        "--strict-readiness=false",
-        f"--exit-timeout-secs={TRITON_EXIT_S}",
-        f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix(repository)}",
         "--http-address=127.0.0.1",
         "--grpc-address=127.0.0.1",
         "--metrics-address=127.0.0.1",
         f"--http-port={ports.http}",
         f"--grpc-port={ports.grpc}",
         f"--metrics-port={ports.metrics}",
-        "--log-format=ISO8601",
     )
 
 
@@ -167,8 +140,3 @@ def redis_command(directory: Path, port: int) -> tuple[str, ...]:
         str(redis_server()),
         *(word for name, value in options.items() for word in (f"--{name}", value)),
     )
-
-
-def cores() -> int:
-    """Return the number of CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -13,6 +13,7 @@ from service.settings import Settings
 from service.supervisor import embedded
 from service.supervisor.directory import DataDirectory
 from service.supervisor.supervisor import Part
+from service.triton.server import EXIT_S, remove_shared_memory
 
 # Beyond what a process grants its own running work.
 _MARGIN_S = 8.0
@@ -81,11 +82,11 @@ def triton(
         "triton",
         embedded.triton_command(directory.repository, directory.backends, ports),
         embedded.triton_environment(),
-        grace_s=embedded.TRITON_EXIT_S + _MARGIN_S,
+        grace_s=EXIT_S + _MARGIN_S,
         death_signal=signal.SIGTERM,
         inherits=(directory.lock_descriptor,),
         after_start=after_start,
-        after_end=lambda: embedded.remove_shared_memory(directory.repository),
+        after_end=lambda: remove_shared_memory(directory.repository),
     )
 
 

@@ -12,9 +12,10 @@ import pytest
 
 from service.supervisor import parts, ports, probes
 from service.supervisor.directory import DataDirectory
-from service.supervisor.embedded import TritonPorts, shared_memory_prefix
+from service.supervisor.embedded import TritonPorts
 from service.supervisor.process import Process, describe, tail
 from service.supervisor.supervisor import Backoff, Part, Supervisor
+from service.triton.server import shared_memory_prefix
 
 ECHO_CONFIG = """
 name: "echo"

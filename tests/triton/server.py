@@ -12,6 +12,7 @@ from service.settings import TritonSettings
 from service.supervisor import embedded
 from service.supervisor.process import Process
 from service.triton.grpc import TritonClient
+from service.triton.server import remove_shared_memory
 
 
 def free_ports(count: int) -> list[int]:
@@ -45,4 +46,4 @@ async def triton(repository: Path, load: Iterable[str] = ()) -> AsyncIterator[Tr
             yield client
     finally:
         await process.stop(15)
-        embedded.remove_shared_memory(repository)
+        remove_shared_memory(repository)
