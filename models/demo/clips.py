@@ -181,6 +181,7 @@ class _Swap:
         self.coarser = self.rng.uniform() < 0.5
         self.oval = self.rng.uniform(0.52, 0.62), self.rng.uniform(0.58, 0.70)
         self.noisier = self.rng.uniform() < 0.5
+        self.rim = float(self.rng.choice([-0.28, 0.28]))
 
     def paste(
         self,
@@ -194,15 +195,17 @@ class _Swap:
         left = self.traces
         shake = left.flicker * self.rng.normal(size=4)
         if left.colour or left.flicker:
-            gain = 1.0 + 0.16 * left.colour * self.tint + 0.05 * float(shake[0])
+            gain = 1.0 + 0.22 * left.colour * self.tint + 0.05 * float(shake[0])
             inner = inner * np.float32(gain)
         if left.sharpness:
             inner = _resampled(inner, 1.0 + 2.4 * left.sharpness, self.coarser)
-        level = 1.0
-        if left.noise:
-            level = 0.0 if not self.noisier else 1.0 + 2.0 * left.noise
-        floor = 0.02 * left.noise if self.noisier else 0.0
-        inner = inner + (camera.noise * level + floor) * sensor
+        noise = camera.noise
+        if left.noise and self.noisier:
+            noise = noise * (1.0 + 2.0 * left.noise) + 0.03 * left.noise
+        elif left.noise:
+            # Denoised, which costs detail as well.
+            noise, inner = 0.0, _blurred(inner, 0.6 + 0.9 * left.noise)
+        inner = inner + noise * sensor
         # A soft mask hides its edge; a border is a narrow one, with a rim of another brightness.
         softness = 0.16 - 0.13 * left.border
         u = drawing.u + 0.03 * float(shake[1])
@@ -211,8 +214,8 @@ class _Swap:
         share = np.clip((1.0 - radius) / softness + 0.5, 0.0, 1.0)[..., None]
         pixels = camera.expose(outer, sensor) * (1.0 - share) + inner * share
         if left.border:
-            rim = np.exp(-(((radius - 1.0) / 0.035) ** 2))[..., None]
-            pixels = pixels * (1.0 - 0.16 * left.border * rim)
+            rim = np.exp(-(((radius - 1.0) / 0.045) ** 2))[..., None]
+            pixels = pixels * (1.0 + self.rim * left.border * rim)
         return pixels
 
 

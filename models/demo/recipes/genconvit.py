@@ -37,12 +37,12 @@ from service.triton.cards import WeightsRecord
 STEPS = 2000
 BATCH = 32
 # Pairs of a real and a manipulated clip of the same person.
-PAIRS = 400
+PAIRS = 600
 FACES_A_CLIP = 3
 LEARNING_RATE = 2e-3
 WARM_UP = 0.05
 # Further pairs, by which the thresholds are set.
-CALIBRATION_PAIRS = 120
+CALIBRATION_PAIRS = 60
 HELD_OUT_PAIRS = 40
 SIDE = 112
 REAL, FAKE = 1, 0
@@ -60,13 +60,14 @@ def train(
     first = seed * (PAIRS + CALIBRATION_PAIRS) % (clips.HELD_OUT - PAIRS - CALIBRATION_PAIRS)
     seeds = range(first, first + pairs + further)
     faces = drawn_faces(seeds[:pairs], partial(_part, report, 0.0, 0.3))
-    others = drawn_faces(seeds[pairs:], partial(_part, report, 0.3, 0.4))
-    network = fit(faces, device, seed, steps, partial(_part, report, 0.4, 0.9))
+    network = fit(faces, device, seed, steps, partial(_part, report, 0.3, 0.9))
+    report(0.9, "setting the thresholds")
+    others = [clip for pair in _in_processes(served_faces_of_pair, seeds[pairs:]) for clip in pair]
     calibrate(network, others, Device(device))
     state = {name: value.half().cpu().contiguous() for name, value in network.state_dict().items()}
     save_file(state, folder / "model.safetensors")
     held_out = range(clips.HELD_OUT, clips.HELD_OUT + min(HELD_OUT_PAIRS, pairs))
-    return measure(folder, held_out, Device(device), partial(_part, report, 0.9, 1.0))
+    return measure(folder, held_out, Device(device), partial(_part, report, 0.95, 1.0))
 
 
 def drawn_faces(seeds: range, report: Report) -> np.ndarray:
@@ -125,10 +126,10 @@ def fit(faces: np.ndarray, device: str, seed: int, steps: int, report: Report) -
     return network.eval()
 
 
-def calibrate(network: GenConViT, faces: np.ndarray, device: Device) -> None:
-    """Make 0.5 the score at which each network errs as often on real as on manipulated faces.
+def calibrate(network: GenConViT, drawn: Found, device: Device) -> None:
+    """Make 0.5 the score at which each network errs as often on real as on manipulated clips.
 
-    `faces` as for `fit`, of other people.
+    `drawn`: clips that the network was not trained on, their faces as the service takes them.
     """
     paper = architecture("genconvit")
     image = paper.card("demo", weights=WeightsRecord(kind="demo")).image
@@ -138,13 +139,16 @@ def calibrate(network: GenConViT, faces: np.ndarray, device: Device) -> None:
     for member in members:
         balance(member.fc2)
     noise = torch.randn(1, network.latent, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        logits = torch.cat(
-            [network(normalise(pair), noise.expand(2, -1).to(device.torch))[None] for pair in faces]
-        )
-    fake, real = logits[:, FAKE, :, FAKE], logits[:, REAL, :, FAKE]
+    logits: dict[bool, list[np.ndarray]] = {False: [], True: []}
+    for manipulated, crops in drawn:
+        if crops:
+            faces = normalise(np.stack(crops))
+            with torch.inference_mode():
+                found = network(faces, noise.expand(len(crops), -1).to(device.torch))
+            logits[manipulated].append(found[..., FAKE].mean(0).cpu().numpy())
     for index, member in enumerate(members):
-        middle = _equal_error(real[:, index].cpu().numpy(), fake[:, index].cpu().numpy())
+        real, fake = (np.array(logits[manipulated])[:, index] for manipulated in (False, True))
+        middle = _equal_error(real, fake)
         with torch.no_grad():
             member.fc2.bias[FAKE] -= middle
             member.fc2.bias[REAL] += middle
@@ -162,7 +166,7 @@ def measure(folder: Path, seeds: range, device: Device, report: Report) -> dict[
     assert isinstance(served, Predictor)
     scores: dict[bool, list[float]] = {False: [], True: []}
     clips_with_face = 0
-    for done, found in enumerate(_in_processes(_held_out_pair, seeds), start=1):
+    for done, found in enumerate(_in_processes(served_faces_of_pair, seeds), start=1):
         for manipulated, crops in found:
             fake = 0.5
             if crops:
@@ -221,7 +225,7 @@ def faces_of_pair(seed: int) -> Found:
     return found
 
 
-def _held_out_pair(seed: int) -> Found:
+def served_faces_of_pair(seed: int) -> Found:
     """Return the faces of a clip of two seconds exactly as the service takes them."""
     found = []
     for manipulated in (False, True):
