@@ -76,6 +76,7 @@ class LimitSettings(_Group):
     video_seconds: float = 600.0
     video_frames: int = 64
     video_pixels: int = 3840 * 2160
+    decode_seconds: float = Field(default=60.0, gt=0)
     fetch_seconds: float = 10.0
     request_seconds: float = 60.0
     drain_seconds: float = 20.0
