@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,6 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 from sse_starlette.sse import AppStatus
 
+from service import processes
 from service.deps import open_gateway
 from service.http import problems
 from service.http.middleware import BodyLimit, Faults, RequestId, SecurityHeaders
@@ -123,10 +126,36 @@ def server(settings: Settings) -> Server:
     return Server(config)
 
 
+def serve(settings: Settings, listener: socket.socket) -> None:
+    """Run the HTTP server on a bound socket until SIGTERM."""
+    server(settings).run([listener])
+
+
+def _positive(text: str) -> int:
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of processes")
+    return int(text)
+
+
 def main() -> None:
-    settings = Settings()
+    parser = argparse.ArgumentParser(
+        prog="python -m service.app",
+        description="The gateway. Its settings come from the environment (VITRINE_...).",
+    )
+    parser.add_argument(
+        "--workers",
+        type=_positive,
+        metavar="N",
+        help="processes that answer on the one port (default: VITRINE_GATEWAY_WORKERS, or 1)",
+    )
+    workers = parser.parse_args().workers
+    settings = Settings() if workers is None else Settings(gateway_workers=workers)
     configure_logging(settings)
-    server(settings).run()
+    if settings.gateway_workers == 1:
+        server(settings).run()
+    else:
+        # By its module's name: as part of `__main__` it could not be found by a new process.
+        processes.run(settings, importlib.import_module("service.app").serve)
 
 
 if __name__ == "__main__":

@@ -111,7 +111,10 @@ class BrowserSettings(_Group):
 
 
 class Settings(BaseSettings):
-    """All settings; frozen, passed to the app factory and to the worker, never read at import."""
+    """All settings; frozen, passed to the app factory and to the worker, never read at import.
+
+    `gateway_workers` is how many processes answer HTTP on the one port.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix="VITRINE_", env_nested_delimiter="__", frozen=True, extra="ignore"
@@ -119,6 +122,7 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = 8000
+    gateway_workers: int = Field(default=1, ge=1, le=256)
     data_dir: Path = Field(default_factory=lambda: Path.home() / ".local" / "share" / "vitrine")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"

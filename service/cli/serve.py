@@ -26,10 +26,13 @@ def serve(
     data_dir: Path | None,
     models: Sequence[str],
     device: Literal["auto", "cpu", "cuda"],
+    workers: int | None,
     timeout_s: float,
 ) -> None:
     """Run the service until it is told to stop; None means what the settings say."""
     configured = settings()
+    if workers is not None:
+        configured = configured.model_copy(update={"gateway_workers": workers})
     directory = DataDirectory(data_dir or configured.data_dir)
     try:
         bound = host or configured.host

@@ -34,6 +34,10 @@ def up(
     device: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option(help="Where the networks run.")
     ] = "auto",
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that answer HTTP on the port.", min=1, show_default="1"),
+    ] = None,
     timeout: Annotated[
         float, typer.Option(help="Seconds to wait for everything to be ready.", min=1)
     ] = 600.0,
@@ -45,6 +49,7 @@ def up(
       vitrine up                                  at http://127.0.0.1:8000
       vitrine up --port 9000 --data-dir ./data    elsewhere
       vitrine up --models convnext-demo,mtcnn     load only these at first
+      vitrine up --workers 4                      when one core is not enough for the API
 
     \b
     With VITRINE_TRITON__URL (host:port of gRPC) or VITRINE_REDIS__URL set,
@@ -55,4 +60,4 @@ def up(
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
     from service.cli.serve import serve
 
-    serve(port, host, data_dir, models or [], device, timeout)
+    serve(port, host, data_dir, models or [], device, workers, timeout)

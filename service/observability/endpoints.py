@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from service.deps import GatewayDep
-from service.errors import VitrineError
 from service.observability.readiness import Readiness, readiness
+from service.observability.surroundings import look_around
 
 router = APIRouter(tags=["operations"])
-
-_SCRAPE_TIMEOUT_S = 1.0
 
 
 @router.get("/livez", summary="Liveness")
@@ -44,11 +40,6 @@ async def readyz(gateway: GatewayDep, response: Response) -> Readiness:
 )
 async def metrics(gateway: GatewayDep) -> Response:
     """Give the metrics in Prometheus' text format."""
-    try:
-        async with asyncio.timeout(_SCRAPE_TIMEOUT_S):
-            depth = await gateway.queue.depth()
-    except (VitrineError, TimeoutError):
-        gateway.metrics.hide_queue()
-    else:
-        gateway.metrics.show_queue(depth.waiting, depth.running)
-    return Response(gateway.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+    return Response(
+        gateway.metrics.render(await look_around(gateway)), media_type=CONTENT_TYPE_LATEST
+    )

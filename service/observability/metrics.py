@@ -1,8 +1,14 @@
-"""The gateway's Prometheus metrics, in a registry of its own."""
+"""What the gateway counts, in a registry of its own: of this process, or summed over several.
+
+With several gateway processes (service/processes.py) prometheus_client keeps the figures in files
+of a directory that they share, and whichever answers a scrape sums them. A gauge therefore says in
+`multiprocess_mode` how the processes' values become one. What can be asked for at a scrape is no
+instrument here: see surroundings.py.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
 
 from prometheus_client import (
     CollectorRegistry,
@@ -13,8 +19,11 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
-from service.jobs.record import Lane
+from service.observability.siblings import SiblingsCollector
+from service.processes import METRICS_DIRECTORY
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _STAGE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0)
@@ -25,8 +34,7 @@ class Metrics:
 
     def __init__(self) -> None:
         registry = self._registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        PlatformCollector(registry=registry)
+        self._directory = os.environ.get(METRICS_DIRECTORY)
         self.requests = Counter(
             "vitrine_requests_total",
             "Requests answered.",
@@ -41,7 +49,10 @@ class Metrics:
             registry=registry,
         )
         self.requests_in_flight = Gauge(
-            "vitrine_requests_in_flight", "Requests being answered.", registry=registry
+            "vitrine_requests_in_flight",
+            "Requests being answered.",
+            registry=registry,
+            multiprocess_mode="livesum",
         )
         self.stage_duration = Histogram(
             "vitrine_stage_duration_seconds",
@@ -56,29 +67,18 @@ class Metrics:
             ("code", "model"),
             registry=registry,
         )
-        self.jobs_queued = Gauge(
-            "vitrine_jobs_queued", "Jobs waiting, by lane.", ("lane",), registry=registry
-        )
-        self.jobs_running = Gauge(
-            "vitrine_jobs_running", "Jobs that a worker holds.", registry=registry
-        )
-        self.redis_up = Gauge(
-            "vitrine_redis_up", "1 where the queue's Redis answered this scrape.", registry=registry
-        )
 
-    def show_queue(self, queued: Mapping[Lane, int], running: int) -> None:
-        """Take the queue's figures as read from Redis."""
-        self.redis_up.set(1)
-        for lane, depth in queued.items():
-            self.jobs_queued.labels(lane).set(depth)
-        self.jobs_running.set(running)
-
-    def hide_queue(self) -> None:
-        """Forget the queue's figures: absent is honest, old is not."""
-        self.redis_up.set(0)
-        self.jobs_queued.clear()
-        self.jobs_running.set(float("nan"))
-
-    def render(self) -> bytes:
-        """Return the text exposition format."""
-        return generate_latest(self._registry)
+    def render(self, *beside: Collector) -> bytes:
+        """Return the figures, and those of `beside`, in Prometheus' text format."""
+        registry = CollectorRegistry()
+        PlatformCollector(registry=registry)
+        if self._directory is None:
+            registry.register(self._registry)
+            ProcessCollector(registry=registry)
+        else:
+            # The siblings first: it clears away what processes that died left as their gauges.
+            registry.register(SiblingsCollector(self._directory))
+            MultiProcessCollector(registry, self._directory)  # type: ignore[no-untyped-call]
+        for collector in beside:
+            registry.register(collector)
+        return generate_latest(registry)

@@ -35,6 +35,14 @@ class StoredObject:
     modified: float
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Bytes of the file system below a directory: what may still be written, and all."""
+
+    free: int
+    total: int
+
+
 class Store:
     """Objects by key, at `settings.storage_url`.
 
@@ -86,13 +94,19 @@ class Store:
 
     def _refuse_when_full(self, directory: Path, data: bytes | Path) -> None:
         size = len(data) if isinstance(data, bytes) else data.stat().st_size
-        disk = os.statvfs(directory)
-        free = disk.f_bavail * disk.f_frsize
+        free = _room(directory).free
         if free - size < self._min_free_bytes:
             raise StorageFull(
                 f"The storage has {free} bytes free, would take {size} and "
                 f"must keep {self._min_free_bytes}."
             )
+
+    async def room(self) -> Room | None:
+        """Return the directory's room; None for buckets, which have no end that they tell."""
+        if self._directory is None:
+            return None
+        with _mapped("The storage cannot be read."):
+            return await asyncio.to_thread(_room, self._directory)
 
     async def get(self, key: str) -> bytes:
         """Return the object whole. Raises NotFound."""
@@ -153,6 +167,11 @@ class Store:
                     await obstore.delete_async(self._store, key)
                 except FileNotFoundError:
                     continue
+
+
+def _room(directory: Path) -> Room:
+    disk = os.statvfs(directory)
+    return Room(free=disk.f_bavail * disk.f_frsize, total=disk.f_blocks * disk.f_frsize)
 
 
 def _check(key: str) -> None:

@@ -116,7 +116,10 @@ def gateway(
 
     It is ready once `models` are; by default, those that the settings require.
     """
-    environment = dict(own_environment(directory, addresses))
+    environment = {
+        **own_environment(directory, addresses),
+        "VITRINE_GATEWAY_WORKERS": str(settings.gateway_workers),
+    }
     if models is not None:
         environment["VITRINE_TRITON__REQUIRED_MODELS"] = json.dumps(models)
     return Part(

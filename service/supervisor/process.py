@@ -23,8 +23,8 @@ def adopt_orphans() -> None:
         _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def _tied_to_parent(death_signal: signal.Signals) -> Callable[[], None]:
-    parent = os.getpid()
+def tied_to_parent(death_signal: signal.Signals, parent: int) -> Callable[[], None]:
+    """Return what a new process calls so that the kernel sends it `death_signal` when `parent` dies."""
 
     def tie() -> None:
         if _LIBC is not None:
@@ -68,7 +68,7 @@ class Process:
                 stderr=sink,
                 start_new_session=True,
                 pass_fds=inherits,
-                preexec_fn=_tied_to_parent(death_signal),
+                preexec_fn=tied_to_parent(death_signal, os.getpid()),
             )
         return cls(process)
 
