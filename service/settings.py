@@ -47,7 +47,11 @@ class StorageSettings(_Group):
 
 
 class JobSettings(_Group):
-    """Leases, attempts and lifetimes of jobs."""
+    """Leases, attempts and lifetimes of jobs.
+
+    `concurrency`: jobs a worker runs at a time. `max_queued`: jobs that wait, of all tenants.
+    `max_running_per_tenant`: started jobs of one tenant; none means that workers are the limit.
+    """
 
     lease_s: float = Field(default=30.0, gt=0)
     max_attempts: int = Field(default=3, ge=1)
@@ -58,6 +62,7 @@ class JobSettings(_Group):
     queue_ttl_s: float = 24 * 3600.0
     run_timeout_s: float = 3600.0
     max_queued: int = 100_000
+    max_running_per_tenant: int | None = Field(default=None, ge=1)
     drain_s: float = 20.0
 
 

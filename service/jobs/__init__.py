@@ -1,4 +1,4 @@
-"""The job queue: Redis Streams consumer groups, every transition one atomic script in `lua/`.
+"""The job queue: sorted sets in Redis, every transition one atomic script in `lua/`.
 
     submit ──▶ queued ──claim──▶ running ──finish──▶ succeeded
                 │ │ ▲              │ │ │
@@ -11,20 +11,35 @@
                 │ └──cancel──▶ canceled
                 └──expire──▶ expired (not started within queue_ttl)
 
+A job that was never started waits in its lane, behind the jobs of its own tenant; the tenants of a
+lane take turns. Where a tenant has `max_running_per_tenant` started jobs, its others are parked:
+they have no turn until one of the started ends.
+
 Under one hash tag, `{<queue>}`, lie:
 
-    job:<id>          hash     the record; expires `record_ttl` after its end
-    events:<id>       stream   what followers read, the newest 200
-    lane:<lane>       stream   entries of waiting and running jobs; group `workers`
-    waiting:<lane>    zset     ids by time of submission: position, depth, expiry
-    running           zset     ids by time of start
-    jobs:<tenant>     zset     ids, which sort by time: listings
-    idempotency:...   hash     the job and the request hash of a key
-    garbage           zset     ids by the time from which their objects are to be deleted
-    cancel            channel  ids of running jobs that are to be canceled
+    job:<id>                  hash    the record; expires `record_ttl` after its end
+    events:<id>               stream  what followers read, the newest 200
+    waiting:<lane>            zset    queued jobs by time of submission: depth, expiry
+    waiting:<lane>:<tenant>   zset    those never started, in the order of their submission
+    ready                     zset    slots, by lane and round: a claim takes the first
+    turns:<lane>              hash    a tenant's slots: the last one's round, how many, their place
+    round:<lane>              hash    the round being served, places given away; gone when idle
+    returned                  zset    jobs that were handed back, by the time they may start again
+    running                   zset    jobs by the end of their lease
+    started:<tenant>          set     jobs running or handed back, which take a tenant's places
+    wake                      list    one element for each worker to wake; none matters
+    submitted, starts         string  counters: order of submission, the lower lanes' share
+    jobs:<tenant>             zset    ids, which sort by time: listings
+    idempotency:...           hash    the job and the request hash of a key
+    garbage                   zset    ids by the time from which their objects are to be deleted
+    cancel                    channel ids of running jobs that are to be canceled
+    janitor:<chore>           string  somebody does it at the moment
 
-The attempt number is the fencing token: only the newest attempt may write. A worker's lease is the
-idle time of its entry in the group's pending list, by Redis' clock. Uploads and results are in
-object storage, never in Redis, under a key with the attempt in it. So jobs run at least once and
-end once: a SIGKILL of any process at any moment costs at most a repeated run.
+A slot is a job's worth of a tenant's turn, not a certain job, so parking and cancelling move none
+of the tenant's others, and every transition costs O(log n).
+
+The attempt number is the fencing token: only the newest attempt may write. A lease ends by Redis'
+clock. Uploads and results are in object storage, never in Redis, under a key with the attempt in
+it. So jobs run at least once and end once: a SIGKILL of any process at any moment costs at most a
+repeated run.
 """

@@ -55,6 +55,7 @@ class Connection:
                 "lease": round(jobs.lease_s * 1000),
                 "max_attempts": jobs.max_attempts,
                 "max_queued": jobs.max_queued,
+                "max_running": jobs.max_running_per_tenant or 0,
                 "queue_ttl": round(jobs.queue_ttl_s * 1000),
                 "result_ttl": round(jobs.result_ttl_s * 1000),
                 "record_ttl": round(max(jobs.record_ttl_s, jobs.result_ttl_s) * 1000),

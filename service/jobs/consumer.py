@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 from service.jobs.connection import BLOCK_S, Connection
-from service.jobs.record import Job, JobError, JobProgress, JobResult, Lane, State, Submission
+from service.jobs.record import Job, JobError, JobProgress, JobResult, State, Submission
 from service.jobs.snapshot import parse_job, parse_submission
 
 
@@ -37,7 +36,7 @@ class Claim:
 
 
 class Consumer:
-    """One worker process in the queue's consumer group.
+    """The queue as one worker process sees it.
 
     The attempt number fences every call: once another worker has taken a job over, the calls of
     the one before change nothing. All methods raise RedisUnavailable.
@@ -47,38 +46,44 @@ class Consumer:
         self.name = name
         self.lease_s = lease_s
         self._connection = connection
-        self._seen: dict[Any, Any] = {connection.key("lane", lane): "0" for lane in Lane}
+        self._idle_s = BLOCK_S
 
     async def claim(self) -> Claim | None:
         """Return the next job, now running, or None when there is none.
 
-        First the jobs whose lease has run out, then the lanes by priority, every eighth time the
-        lowest first. Jobs that were canceled or have expired while they waited are dropped on the
-        way; one whose workers were lost `max_attempts` times ends as failed (`worker_lost`).
+        First the jobs that were handed back or whose lease has run out, then the lanes by
+        priority, every eighth time the lowest first. In a lane the tenants take turns. A tenant
+        with `max_running_per_tenant` started jobs is passed over until one of them ends. Jobs that
+        have expired while they waited end on the way, as do those whose workers were lost
+        `max_attempts` times: failed (`worker_lost`).
         """
         while True:
             status, *rest = await self._connection.run("claim", self.name)
             if status == "claimed":
                 return Claim(parse_job(rest[0]), parse_submission(rest[0]))
             if status == "empty":
-                streams, ids = rest[0][::2], rest[0][1::2]
-                self._seen = dict(zip(streams, ids, strict=True))
+                due_s = rest[0] / 1000 if rest[0] >= 0 else BLOCK_S
+                self._idle_s = min(due_s, BLOCK_S)
                 return None
 
     async def wait(self) -> None:
-        """Return when a lane has a new entry since the last empty `claim`, at the latest after a second.
+        """Return when there may be something to claim, at the latest after a second.
 
-        Reads without claiming, so a worker that is stopped here holds nothing. Jobs that are handed
-        back or whose lease runs out wake nobody: the second is how late they may be seen.
+        A job that becomes startable after the last empty `claim` wakes one waiting worker, not all
+        of them. What becomes due by time (a lease that runs out, a back-off that ends) is known
+        from that `claim`. Reads without claiming, so a worker that is stopped here holds nothing;
+        should it take a wake with it, the others come by within their second.
         """
+        if self._idle_s < 0.001:  # 0 would mean forever
+            return
         async with self._connection.guard(BLOCK_S * 2 + 1):
-            await self._connection.blocking.xread(self._seen, count=1, block=round(BLOCK_S * 1000))
+            await self._connection.blocking.blpop(
+                [self._connection.key("wake")], timeout=self._idle_s
+            )
 
     async def renew(self, claim: Claim) -> Lease:
         """Start the lease anew, from now by Redis' clock. To be called every sixth of a lease."""
-        return Lease(
-            await self._connection.run("renew", claim.job.id, claim.job.attempt, self.name)
-        )
+        return Lease(await self._connection.run("renew", claim.job.id, claim.job.attempt))
 
     async def progress(self, claim: Claim, progress: JobProgress) -> Lease:
         """Write the progress into the record and the events."""
@@ -137,8 +142,8 @@ class Consumer:
         return _held(claim, snapshot)
 
     async def leave(self) -> None:
-        """Take this consumer out of the group, unless it still holds jobs."""
-        await self._connection.run("leave", self.name)
+        """Pass a wake on that this worker may have taken without a claim."""
+        await self._connection.run("leave")
 
     async def cancellations(self) -> AsyncIterator[str]:
         """Yield the ids of running jobs as their cancellation is asked for.

@@ -1,4 +1,4 @@
-"""What nobody else does: expire jobs, forget dead consumers, delete what is no longer needed.
+"""What nobody else does: expire jobs, delete what is no longer needed.
 
 Every worker runs one; a lock in Redis lets one of them sweep at a time. Nothing here is needed for
 a job to end well: a sweep that dies is repeated by the next.
@@ -35,10 +35,9 @@ class Janitor:
     async def sweep(self) -> None:
         """Do all of it once. Raises RedisUnavailable, StorageUnavailable."""
         expired = await self._connection.run("expire")
-        left = await self._connection.run("leave", "")
         deleted = await self._delete_garbage()
-        if expired or left or deleted:
-            _LOG.info("swept", expired=expired, consumers=left, deleted=deleted)
+        if expired or deleted:
+            _LOG.info("swept", expired=expired, deleted=deleted)
         if await self.alone("storage", _STORAGE_PERIOD_S):
             await self._delete_orphans()
 

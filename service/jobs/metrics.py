@@ -1,4 +1,14 @@
-"""The worker's Prometheus metrics, in a registry of their own."""
+"""The worker's Prometheus metrics, in a registry of their own; and what workers are scaled on.
+
+That is `vitrine_queue_demand`, the number of jobs that run or could run now. Every gateway's
+`/metrics` has it, read from Redis at the scrape, so a query takes `max` over gateways. Workers
+wanted: demand over `jobs.concurrency`. Jobs that wait for another one of their tenant to end are
+not in it: more workers would not help them. Jobs that run are in it, or a scaler would take the
+workers away from under them.
+
+A scaler that reads Redis finds the same number, but for jobs that were handed back, as
+`ZCARD {<queue>}:ready` plus `ZCARD {<queue>}:running`.
+"""
 
 from __future__ import annotations
 

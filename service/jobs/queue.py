@@ -111,7 +111,7 @@ class Queue:
 
     async def list(
         self,
-        tenant: str,
+        tenant: str | None,
         *,
         state: State | None = None,
         task: str | None = None,
@@ -126,14 +126,18 @@ class Queue:
         if cursor is not None and re.fullmatch(JOB_ID, cursor) is None:
             raise InvalidParameter("The cursor is not one of this listing.", param="cursor")
         following, *snapshots = await self.connection.run(
-            "list", tenant, cursor or "", state or "", task or "", limit
+            "list", tenant or "", cursor or "", state or "", task or "", limit
         )
         return Page(jobs=tuple(map(parse_job, snapshots)), cursor=following or None)
 
     async def depth(self) -> Depth:
-        """Return how many jobs wait in each lane and how many run, for gauges and scalers."""
-        *waiting, running = await self.connection.run("depth")
-        return Depth(waiting=dict(zip(Lane, waiting, strict=True)), running=running)
+        """Return how many jobs wait in each lane, are parked, and run: for gauges and scalers."""
+        *waiting, returned, ready, running = await self.connection.run("depth")
+        return Depth(
+            waiting=dict(zip(Lane, waiting, strict=True)),
+            parked=sum(waiting) - returned - ready,
+            running=running,
+        )
 
     async def events(
         self, job_id: str, tenant: str | None = None, last_event_id: str | None = None

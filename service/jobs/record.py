@@ -148,7 +148,17 @@ class Page(_Model):
 
 
 class Depth(_Model):
-    """How many jobs wait in each lane and how many run."""
+    """How many jobs wait in each lane, how many of them are parked, and how many run.
+
+    A parked job waits for another one of its tenant to end, which has `max_running_per_tenant`
+    started jobs.
+    """
 
     waiting: dict[Lane, int]
+    parked: int = 0
     running: int
+
+    @property
+    def demand(self) -> int:
+        """How many jobs run or could run now, were there workers enough."""
+        return sum(self.waiting.values()) - self.parked + self.running

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -12,10 +15,12 @@ import pytest
 from service.jobs.consumer import Claim
 from service.jobs.queue import Queue
 from service.jobs.record import Submission
-from service.settings import JobSettings, RedisSettings
+from service.settings import JobSettings, RedisSettings, StorageSettings
 from tests.jobs.redis_server import RedisServer
 
 LEASE_S = 1.0
+
+StartWorker = Callable[..., "subprocess.Popen[bytes]"]
 
 
 @pytest.fixture(scope="session")
@@ -49,14 +54,54 @@ async def queue(redis_settings: RedisSettings) -> AsyncIterator[Queue]:
         yield queue
 
 
+@pytest.fixture
+def storage(tmp_path: Path) -> StorageSettings:
+    return StorageSettings(url=(tmp_path / "storage").as_uri())
+
+
+@pytest.fixture
+def start_worker(redis_settings: RedisSettings, storage: StorageSettings) -> Iterator[StartWorker]:
+    """Start real worker processes with `sleep`; settings as environment variables."""
+    environment = os.environ | {
+        "VITRINE_REDIS__URL": redis_settings.url,
+        "VITRINE_REDIS__QUEUE": redis_settings.queue,
+        "VITRINE_STORAGE__URL": storage.url,
+        "VITRINE_JOBS__LEASE_S": str(LEASE_S),
+        "VITRINE_JOBS__DRAIN_S": "0.1",
+    }
+    workers: list[subprocess.Popen[bytes]] = []
+
+    def start(**settings: str) -> subprocess.Popen[bytes]:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "tests.jobs.worker_with_sleep"],
+            env=environment | settings,
+            stderr=subprocess.DEVNULL,
+        )
+        workers.append(worker)
+        return worker
+
+    yield start
+    for worker in workers:
+        worker.kill()
+        worker.wait()
+
+
 async def lease_over(queue: Queue, claim: Claim) -> None:
-    """Make Redis believe that the claim's worker has not been heard of for two hours."""
-    entry = await queue.connection.client.hget(queue.connection.key("job", claim.job.id), "entry")
-    lane = queue.connection.key("lane", claim.job.lane)
-    held = await queue.connection.client.xpending_range(lane, "workers", entry, entry, 1)
-    await queue.connection.client.xclaim(
-        lane, "workers", held[0]["consumer"], 0, [entry], idle=7_200_000, justid=True
-    )
+    """Let the lease of a running job, or the back-off of one handed back, end now."""
+    for key in ("running", "returned"):
+        await queue.connection.client.zadd(queue.connection.key(key), {claim.job.id: 0}, xx=True)
+
+
+async def unfinished(queue: Queue) -> dict[str, int]:
+    """Return the sizes of all keys that jobs are in before they end; empty when nothing is left."""
+    client, found = queue.connection.client, {}
+    for name in ("waiting", "ready", "returned", "running", "started"):
+        for pattern in (name, f"{name}:*"):
+            async for key in client.scan_iter(queue.connection.key(pattern)):
+                kind = await client.type(key)
+                size = client.scard(key) if kind == "set" else client.zcard(key)
+                found[key.removeprefix(f"{queue.connection.root}:")] = await size
+    return found
 
 
 def submission(task: str = "sleep", **fields: object) -> Submission:

@@ -10,7 +10,7 @@ from service.jobs.consumer import Claim, Consumer, Lease, LeaseLost
 from service.jobs.queue import Queue
 from service.jobs.record import JobError, JobProgress, JobResult, Lane, State
 from service.settings import JobSettings, RedisSettings
-from tests.jobs.conftest import lease_over, submission
+from tests.jobs.conftest import lease_over, submission, unfinished
 
 RESULT = JobResult(prefix="results/x/1")
 ERROR = JobError(code="inference_unavailable", message="Triton is down.")
@@ -20,13 +20,6 @@ async def claimed(consumer: Consumer) -> Claim:
     claim = await consumer.claim()
     assert claim is not None
     return claim
-
-
-async def pending(queue: Queue, lane: str = "normal") -> int:
-    stream = queue.connection.key("lane", lane)
-    answer = await queue.connection.client.xpending(stream, "workers")
-    count: int = answer["pending"]
-    return count
 
 
 async def test_an_empty_queue_gives_nothing(queue: Queue) -> None:
@@ -101,7 +94,7 @@ async def test_take_over_after_the_lease_without_any_other_traffic(queue: Queue)
     claim = await claimed(alive)
     assert (claim.job.id, claim.job.attempt, claim.job.failures) == (lost.job.id, 2, 1)
     assert claim.redelivered
-    assert await pending(queue) == 1
+    assert await unfinished(queue) == {"running": 1, "started:local": 1}
 
 
 async def test_take_over_reaches_behind_a_page_of_held_jobs(queue: Queue) -> None:
@@ -169,19 +162,17 @@ async def test_a_job_that_kills_its_workers_fails(queue: Queue) -> None:
     assert (seen.state, seen.attempt, seen.failures) == (State.FAILED, 3, 3)
     assert seen.error is not None
     assert seen.error.code == "worker_lost"
-    assert await pending(queue) == 0
-    assert await queue.connection.client.xlen(queue.connection.key("lane", "normal")) == 0
+    assert await unfinished(queue) == {}
 
 
-async def test_finishing_takes_the_entry_and_keeps_the_record(queue: Queue) -> None:
+async def test_finishing_keeps_only_the_record(queue: Queue) -> None:
     job = await queue.submit(submission())
     consumer = queue.consumer("w")
     await consumer.fail(await claimed(consumer), ERROR)
     assert (await queue.get(job.id)).error == ERROR
-    assert await pending(queue) == 0
+    assert await unfinished(queue) == {}
     assert (await queue.depth()).running == 0
     client, connection = queue.connection.client, queue.connection
-    assert await client.xlen(connection.key("lane", "normal")) == 0
     for kept in ("job", "events"):
         assert await client.pttl(connection.key(kept, job.id)) > 1000 * 3600 * 24 * 6
 
@@ -202,7 +193,7 @@ async def test_a_canceled_job_whose_worker_died_is_not_run_again(queue: Queue) -
     await lease_over(queue, claim)
     assert await queue.consumer("alive").claim() is None
     assert (await queue.get(job.id)).state is State.CANCELED
-    assert await pending(queue) == 0
+    assert await unfinished(queue) == {}
 
 
 async def test_release_hands_back_at_once_and_counts_nothing(queue: Queue) -> None:
@@ -229,7 +220,7 @@ async def test_release_with_a_failure_backs_off_and_ends(queue: Queue) -> None:
     failed = await consumer.release(await claimed(consumer), failure=ERROR, delay_s=20)
     assert (failed.state, failed.error) == (State.FAILED, ERROR)
     assert (await queue.get(job.id)) == failed
-    assert await pending(queue) == 0
+    assert await unfinished(queue) == {}
 
 
 async def test_the_back_off_ends(queue: Queue) -> None:
@@ -245,7 +236,7 @@ async def test_a_released_job_can_be_canceled(queue: Queue) -> None:
     consumer = queue.consumer("w")
     await consumer.release(await claimed(consumer))
     assert (await queue.cancel(job.id)).state is State.CANCELED
-    assert await pending(queue) == 0
+    assert await unfinished(queue) == {}
     assert await consumer.claim() is None
 
 
@@ -262,7 +253,7 @@ async def test_leaving_keeps_what_is_held(queue: Queue) -> None:
     dead = queue.consumer("dead")
     claim = await claimed(dead)
     await dead.leave()
-    assert await pending(queue) == 1
+    assert (await queue.depth()).running == 1
     await lease_over(queue, claim)
     await claimed(queue.consumer("alive"))
 
@@ -283,10 +274,23 @@ async def test_many_dead_entries_do_not_hide_a_live_one(queue: Queue) -> None:
 
 
 async def test_a_queue_that_redis_lost_works_again(queue: Queue) -> None:
-    """Redis came back empty: streams and groups are made anew, from their beginning."""
+    """Redis came back empty."""
+    await queue.submit(submission())
     consumer = queue.consumer("w")
-    assert await consumer.claim() is None
+    lost = await claimed(consumer)
     client = queue.connection.client
     await client.delete(*[key async for key in client.scan_iter(f"{queue.connection.root}:*")])
+    assert await consumer.renew(lost) is Lease.LOST
     job = await queue.submit(submission())
     assert (await claimed(consumer)).job.id == job.id
+
+
+async def test_records_deleted_by_hand_block_nobody(queue: Queue) -> None:
+    jobs = [await queue.submit(submission()) for _ in range(3)]
+    dead = await claimed(queue.consumer("dead"))
+    await lease_over(queue, dead)
+    for job in jobs[:2]:
+        await queue.connection.client.delete(queue.connection.key("job", job.id))
+    consumer = queue.consumer("w")
+    assert (await claimed(consumer)).job.id == jobs[2].id
+    assert await consumer.claim() is None

@@ -2,54 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-
-import pytest
 
 from service.jobs.queue import Queue
 from service.jobs.record import Job, State
 from service.jobs.results import ResultStore
-from service.settings import RedisSettings, Settings, StorageSettings
+from service.settings import Settings, StorageSettings
 from service.storage.store import Store
-from tests.jobs.conftest import LEASE_S, eventually, submission
-
-StartWorker = Callable[[], "subprocess.Popen[bytes]"]
-
-
-@pytest.fixture
-def storage(tmp_path: Path) -> StorageSettings:
-    return StorageSettings(url=(tmp_path / "storage").as_uri())
-
-
-@pytest.fixture
-def start_worker(redis_settings: RedisSettings, storage: StorageSettings) -> Iterator[StartWorker]:
-    environment = os.environ | {
-        "VITRINE_REDIS__URL": redis_settings.url,
-        "VITRINE_REDIS__QUEUE": redis_settings.queue,
-        "VITRINE_STORAGE__URL": storage.url,
-        "VITRINE_JOBS__LEASE_S": str(LEASE_S),
-        "VITRINE_JOBS__DRAIN_S": "0.1",
-    }
-    workers: list[subprocess.Popen[bytes]] = []
-
-    def start() -> subprocess.Popen[bytes]:
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "tests.jobs.worker_with_sleep"],
-            env=environment,
-            stderr=subprocess.DEVNULL,
-        )
-        workers.append(worker)
-        return worker
-
-    yield start
-    for worker in workers:
-        worker.kill()
-        worker.wait()
+from tests.jobs.conftest import StartWorker, eventually, submission
 
 
 async def until(queue: Queue, job: Job, *states: State) -> Job:
@@ -113,6 +74,56 @@ async def test_a_terminated_worker_hands_its_job_to_the_next(
     await until_started(journal, 2)
     assert (await queue.cancel(job.id)).cancel_requested
     await until(queue, job, State.CANCELED)
+
+
+async def test_a_job_that_kills_its_workers_fails(
+    queue: Queue, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    journal = tmp_path / "journal"
+    parameters = {"fail": "kill", "journal": str(journal)}
+    job = await queue.submit(submission(parameters=parameters))
+    workers = [start_worker() for _ in range(4)]
+    failed = await until(queue, job, State.FAILED)
+    assert failed.error is not None
+    assert (failed.error.code, failed.attempt, failed.failures) == ("worker_lost", 3, 3)
+    killed = starts(journal)
+    assert len(set(killed)) == 3
+    (survivor,) = [worker for worker in workers if worker.pid not in killed]
+    assert survivor.poll() is None
+    after = await queue.submit(submission())
+    await until(queue, after, State.SUCCEEDED)
+
+
+async def test_a_worker_that_was_paused_past_its_lease_is_fenced(
+    queue: Queue, start_worker: StartWorker, storage: StorageSettings, tmp_path: Path
+) -> None:
+    """Both run the job to its end; only the second one's end counts, and only its result is kept."""
+    journal = tmp_path / "journal"
+    parameters = {"steps": 1, "step_s": 0.5, "journal": str(journal)}
+    paused = start_worker()
+    job = await queue.submit(submission(parameters=parameters))
+    await until_started(journal, 1)
+    paused.send_signal(signal.SIGSTOP)
+    other = start_worker()
+    done = await until(queue, job, State.SUCCEEDED)
+    assert starts(journal) == [paused.pid, other.pid]
+    other.kill()
+    other.wait()
+    paused.send_signal(signal.SIGCONT)
+    after = await queue.submit(submission())
+    await until(queue, after, State.SUCCEEDED)
+    store = Store(Settings(storage=storage))
+
+    async def only_the_seconds_result() -> bool:
+        return {found.key.split("/")[2] async for found in store.objects(f"results/{job.id}")} == {
+            "2"
+        }
+
+    await eventually(only_the_seconds_result)
+    assert await queue.get(job.id) == done
+    assert (done.attempt, done.failures) == (2, 1)
+    assert (await ResultStore(store).document(done))["pid"] == other.pid
+    assert paused.poll() is None
 
 
 async def test_every_job_ends_once_while_workers_are_killed(

@@ -114,26 +114,6 @@ async def test_orphans_go_when_they_are_old_and_no_job_knows_them(
     assert await keys(store) == {upload_key(known.id), upload_key(new)}
 
 
-async def test_dead_consumers_are_forgotten_unless_they_hold_a_job(
-    queue: Queue, store: Store, redis_settings: RedisSettings
-) -> None:
-    await queue.submit(submission())
-    await queue.consumer("holds").claim()
-    lane = queue.connection.key("lane", "normal")
-    await queue.connection.client.xgroup_createconsumer(lane, "workers", "idle")
-
-    async def consumers() -> set[str]:
-        found = await queue.connection.client.xinfo_consumers(lane, "workers")
-        return {consumer["name"] for consumer in found}
-
-    async with Queue(redis_settings, JobSettings(lease_s=60)) as patient:
-        await Janitor(patient, store, JOBS).sweep()
-    assert await consumers() == {"holds", "idle"}
-    await asyncio.sleep(0.55)  # ten leases
-    await Janitor(queue, store, JOBS).sweep()
-    assert await consumers() == {"holds"}
-
-
 async def test_one_janitor_at_a_time(queue: Queue, store: Store) -> None:
     janitors = [Janitor(queue, store, JOBS) for _ in range(5)]
     turns = await asyncio.gather(*(janitor.alone("sweep", 0.2) for janitor in janitors))

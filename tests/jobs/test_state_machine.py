@@ -29,12 +29,14 @@ from service.jobs.consumer import Claim, Lease, LeaseLost
 from service.jobs.queue import Queue
 from service.jobs.record import Job, JobError, JobProgress, JobResult, Lane, State
 from service.settings import JobSettings, RedisSettings
-from tests.jobs.conftest import lease_over, submission
+from tests.jobs.conftest import lease_over, submission, unfinished
 from tests.jobs.redis_server import RedisServer
 
 T = TypeVar("T")
 
 MAX_ATTEMPTS = 2
+MAX_RUNNING = 2
+TENANTS = ("a", "b", "c")
 LEASE_S = 3600.0
 WORKERS = st.sampled_from(["w1", "w2", "w3"])
 ERROR = JobError(code="model_failed", message="It broke.")
@@ -44,6 +46,7 @@ ERROR = JobError(code="model_failed", message="It broke.")
 class Model:
     """What a job should be. `due`: a claim may take it over; `old`: it is past `queue_ttl_s`."""
 
+    tenant: str
     lane: Lane
     state: State = State.QUEUED
     attempt: int = 0
@@ -56,16 +59,18 @@ class Model:
         return self.state is State.RUNNING and self.attempt == claim.job.attempt
 
     @property
-    def claimable(self) -> bool:
-        """Whether a claim must either start it or settle it."""
-        if self.state is State.RUNNING:
-            return self.due
-        return self.state is State.QUEUED and (self.attempt == 0 or self.due)
+    def started(self) -> bool:
+        """Whether it takes one of its tenant's places."""
+        return self.attempt > 0 and not self.state.final
+
+    @property
+    def fresh(self) -> bool:
+        return self.state is State.QUEUED and self.attempt == 0
 
     @property
     def settles_as(self) -> State | None:
         """The final state that a claim brings it to instead of starting it."""
-        if self.state is State.QUEUED and self.attempt == 0 and self.old:
+        if self.fresh and self.old:
             return State.EXPIRED
         if self.state is State.RUNNING and self.cancel:
             return State.CANCELED
@@ -83,21 +88,54 @@ class QueueMachine(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.queue = Queue(
             RedisSettings(url=url, queue=f"machine-{secrets.token_hex(6)}", connect_timeout_s=60),
-            JobSettings(max_attempts=MAX_ATTEMPTS, lease_s=LEASE_S),
+            JobSettings(
+                max_attempts=MAX_ATTEMPTS, lease_s=LEASE_S, max_running_per_tenant=MAX_RUNNING
+            ),
         )
         self.model: dict[str, Model] = {}
         self.keys: dict[str, tuple[str, str]] = {}
+        self.claimed = 0
+        self.served: dict[tuple[str, Lane], int] = {}
+        self.waits_since: dict[tuple[str, Lane], int] = {}
+
+    def room(self, tenant: str) -> int:
+        """How many more jobs the tenant may start."""
+        taken = sum(model.started for model in self.model.values() if model.tenant == tenant)
+        return MAX_RUNNING - taken
+
+    def waiting(self, tenant: str, lane: Lane) -> list[str]:
+        """The tenant's jobs in a lane that were never started, in the order of their submission."""
+        return [
+            job_id
+            for job_id, model in self.model.items()
+            if (model.tenant, model.lane) == (tenant, lane) and model.fresh
+        ]
+
+    def claimable(self, model: Model) -> bool:
+        """Whether a claim must either start it or settle it."""
+        if model.fresh:
+            return self.room(model.tenant) > 0
+        return not model.state.final and model.due
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(coroutine)
 
     # Clients
 
-    @rule(target=jobs, lane=st.sampled_from(Lane))
-    def submit(self, lane: Lane) -> str:
-        job = self.run(self.queue.submit(submission(lane=lane)))
-        self.model[job.id] = Model(lane)
+    @rule(target=jobs, lane=st.sampled_from(Lane), tenant=st.sampled_from(TENANTS))
+    def submit(self, lane: Lane, tenant: str) -> str:
+        job = self.run(self.queue.submit(submission(lane=lane, tenant=tenant)))
+        self.model[job.id] = Model(tenant, lane)
         return job.id
+
+    @rule(
+        target=jobs,
+        lane=st.sampled_from(Lane),
+        tenant=st.sampled_from(TENANTS),
+        count=st.integers(2, 5),
+    )
+    def flood(self, lane: Lane, tenant: str, count: int) -> Any:
+        return multiple(*(self.submit(lane, tenant) for _ in range(count)))
 
     @rule(target=jobs, key=st.sampled_from("ab"), request=st.sampled_from("xy"))
     def submit_with_key(self, key: str, request: str) -> Any:
@@ -113,7 +151,7 @@ class QueueMachine(RuleBasedStateMachine):
             return multiple()
         assert job.id == made.id
         self.keys[key] = (job.id, request)
-        self.model[job.id] = Model(Lane.NORMAL)
+        self.model[job.id] = Model("local", Lane.NORMAL)
         return job.id
 
     @rule(job_id=jobs)
@@ -132,33 +170,40 @@ class QueueMachine(RuleBasedStateMachine):
         claim = self.run(self.queue.consumer(worker).claim())
         for job_id, model in self.model.items():
             end = model.settles_as
-            if model.claimable and end is not None:
+            if end is not None and (model.fresh or model.due):
                 state = self.run(self.queue.get(job_id)).state
                 assert state in (model.state, end)
-                # Nothing is left to settle once a claim finds nothing to start.
-                assert claim is not None or state is end
                 if state is end:
                     if end is State.FAILED:
                         model.failures += 1
                     model.state = end
         if claim is None:
-            assert not any(model.claimable for model in self.model.values())
+            # Neither is anything left to start nor to settle.
+            assert not any(map(self.claimable, self.model.values()))
             return multiple()
         model = self.model[claim.job.id]
-        assert model.claimable
+        assert self.claimable(model)
         assert model.settles_as is None
-        self.expect_priority(model)
-        if model.state is State.RUNNING:
+        if model.fresh:
+            self.expect_turn(claim.job.id, model)
+        elif model.state is State.RUNNING:
             model.failures += 1
         model.state, model.due = State.RUNNING, False
         model.attempt += 1
         assert claim.job.attempt == model.attempt
         return claim
 
-    def expect_priority(self, claimed: Model) -> None:
-        """What is due to be taken over goes before what is new."""
-        if claimed.state is State.QUEUED and claimed.attempt == 0:
-            assert not any(model.due and model.claimable for model in self.model.values())
+    def expect_turn(self, job_id: str, model: Model) -> None:
+        """What is due goes before what is new; tenants take turns; a tenant's jobs go in their order."""
+        assert not any(other.due and self.claimable(other) for other in self.model.values())
+        assert self.waiting(model.tenant, model.lane)[0] == job_id
+        self.claimed += 1
+        mine = (model.tenant, model.lane)
+        before = self.served.get(mine, 0)
+        for other, since in self.waits_since.items():
+            if other[1] is model.lane and other != mine and since < before:
+                assert self.served.get(other, 0) > before, f"{mine} twice while {other} waited"
+        self.served[mine] = self.claimed
 
     @rule(claim=claims, worker=WORKERS)
     def renew(self, claim: Claim, worker: str) -> None:
@@ -263,6 +308,7 @@ class QueueMachine(RuleBasedStateMachine):
     @invariant()
     def jobs_are_as_the_model_says(self) -> None:
         positions = []
+        parked = self.parked()
         for job, model in zip(self.run(self.all_jobs()), self.model.values(), strict=True):
             assert (job.state, job.attempt, job.failures, job.cancel_requested) == (
                 model.state,
@@ -272,9 +318,31 @@ class QueueMachine(RuleBasedStateMachine):
             )
             assert (job.queue_position is None) == (model.state is not State.QUEUED)
             assert (job.finished_at is None) != model.state.final
-            if job.queue_position is not None:
+            if job.queue_position is not None and job.id not in parked:
                 positions.append(job.queue_position)
         assert sorted(positions) == list(range(1, len(positions) + 1))
+
+    def parked(self) -> set[str]:
+        return {
+            job_id
+            for tenant in (*TENANTS, "local")
+            for lane in Lane
+            for job_id in self.waiting(tenant, lane)[self.room(tenant) :]
+        }
+
+    @invariant()
+    def caps_hold(self) -> None:
+        assert all(self.room(tenant) >= 0 for tenant in (*TENANTS, "local"))
+
+    @invariant()
+    def waiting_is_remembered(self) -> None:
+        """For `expect_turn`: since which claim each tenant has had a job that might start."""
+        now = {
+            (model.tenant, model.lane)
+            for model in self.model.values()
+            if model.fresh and self.room(model.tenant) > 0
+        }
+        self.waits_since = {who: self.waits_since.get(who, self.claimed) for who in now}
 
     async def all_jobs(self) -> list[Job]:
         return await asyncio.gather(*map(self.queue.get, self.model))
@@ -286,6 +354,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert depth.running == sum(state is State.RUNNING for state, _ in states)
         for lane in Lane:
             assert depth.waiting[lane] == states.count((State.QUEUED, lane))
+        assert depth.parked == len(self.parked())
 
     def teardown(self) -> None:
         """Whatever happened: one worker brings every job to one end, and the lanes are empty."""
@@ -297,7 +366,6 @@ class QueueMachine(RuleBasedStateMachine):
 
     async def _end_all(self) -> None:
         consumer = self.queue.consumer("last")
-        connection = self.queue.connection
         for job_id, model in self.model.items():
             if model.attempt and not model.state.final:
                 job = await self.queue.get(job_id)
@@ -311,12 +379,10 @@ class QueueMachine(RuleBasedStateMachine):
                 async for event in await self.queue.events(job_id)
                 if event.kind == "state" and State(event.data["state"]).final
             ]
+            assert job.state.final
             assert ends == [job.state]
             assert not model.state.final or job.state is model.state
-        for lane in Lane:
-            stream = connection.key("lane", lane)
-            assert await connection.client.xlen(stream) == 0
-            assert (await connection.client.xpending(stream, "workers"))["pending"] == 0
+        assert await unfinished(self.queue) == {}
 
 
 def test_the_queue_does_what_its_model_does(redis_server: RedisServer) -> None:

@@ -210,15 +210,12 @@ async def test_drain_finishes_what_it_can(bench: Bench) -> None:
     assert await bench.state(waiting) in (State.QUEUED, State.SUCCEEDED)
 
 
-async def test_drain_hands_the_rest_back_and_leaves(bench: Bench) -> None:
-    async with bench.worker(drain_s=0.1) as worker:
+async def test_drain_hands_the_rest_back(bench: Bench) -> None:
+    async with bench.worker(drain_s=0.1):
         job = await bench.submit(steps=1, step_s=60)
         await bench.until(job, State.RUNNING)
     handed_back = await bench.queue.get(job.id)
     assert (handed_back.state, handed_back.failures) == (State.QUEUED, 0)
-    lane = bench.queue.connection.key("lane", "normal")
-    consumers = await bench.queue.connection.client.xinfo_consumers(lane, "workers")
-    assert worker.name not in {consumer["name"] for consumer in consumers}
     claim = await bench.queue.consumer("next").claim()
     assert claim is not None
     assert claim.job.id == job.id

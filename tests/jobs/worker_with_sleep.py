@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -57,6 +58,8 @@ class Sleep(Pipeline[SleepParameters]):
                 raise BadInput("This is no picture.", code="not_an_image")
             case "bug":
                 raise RuntimeError("a secret detail")
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
             case "cancelled":
                 raise asyncio.CancelledError
         for step in range(parameters.steps):

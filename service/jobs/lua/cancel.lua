@@ -7,9 +7,6 @@ if not job then
 end
 if job.state == 'queued' then
   finalize(job, 'canceled', now())
-  if job.attempt ~= '0' then -- handed back: its entry was delivered before
-    drop(job.lane, job.entry)
-  end -- else the entry stays until a worker meets and drops it
 elseif job.state == 'running' and job.cancel ~= '1' then
   set(id, 'cancel', '1')
   redis.call('PUBLISH', key('cancel'), id)

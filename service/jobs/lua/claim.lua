@@ -1,72 +1,68 @@
 -- queued -> running, for the worker ARGV[2]; running -> running, where a lease has run out.
--- Returns {'claimed', snapshot}, {'empty', {lane key, last entry read, ...}} or {'again'}.
---
--- Delivery by the stream's group and the change of the record are one step, so that the group's
--- pending list and the records never disagree, and a worker that dies has either claimed or not.
+-- Returns {'claimed', snapshot}, {'again'}, or {'empty', ms until something may become due or -1}.
 local worker = ARGV[2]
 local time = now()
 local LOW_FIRST_EVERY = 8
-local MOST_DROPPED = 100
+local MOST_ENDED = 100
 
--- Starts the job of an entry that this worker holds; drops the entry of one that is not to start.
-local function start(lane, entry)
-  local found = redis.call('XRANGE', key('lane', lane), entry, entry)
-  local id = found[1] and found[1][2][2]
-  local job = id and read(id)
-  if not job or is_final(job) or job.entry ~= entry or expire(job, time) then
-    drop(lane, entry)
+-- Ends a job that is not to be started (again). Tells whether it did.
+local function ended(job)
+  if job.state == 'queued' then
+    return expire(job, time)
+  end
+  if job.cancel == '1' then
+    finalize(job, 'canceled', time)
+    return true
+  end
+  local failures = redis.call('HINCRBY', key('job', job.id), 'failures', 1)
+  if failures < limits.max_attempts then
     return false
   end
-  local failures = tonumber(job.failures)
-  if job.state == 'running' then -- its worker is lost
-    if job.cancel == '1' then
-      finalize(job, 'canceled', time)
-      drop(lane, entry)
-      return false
-    end
-    failures = failures + 1
-    set(id, 'failures', failures)
-    if failures >= limits.max_attempts then
-      finalize(job, 'failed', time, cjson.encode({code = 'worker_lost', message =
-        'The worker was lost ' .. failures .. ' times while it ran this job.'}))
-      drop(lane, entry)
-      return false
-    end
+  finalize(job, 'failed', time, cjson.encode({code = 'worker_lost', message =
+    'The worker was lost ' .. failures .. ' times while it ran this job.'}))
+  return true
+end
+
+-- Takes out a job whose record somebody deleted.
+local function forget(id, slot)
+  redis.call('ZREM', key('returned'), id)
+  redis.call('ZREM', key('running'), id)
+  if slot then
+    redis.call('ZREM', key('waiting', slot.lane), id)
+    redis.call('ZREM', key('waiting', slot.lane, slot.tenant), id)
+    settle(slot.tenant)
   end
+end
+
+local function start(job)
+  local id = job.id
   local attempt = integer(tonumber(job.attempt) + 1)
   redis.call('HDEL', key('job', id), 'progress')
   set(id, 'state', 'running', 'attempt', attempt, 'started', integer(time), 'worker', worker)
-  redis.call('ZREM', key('waiting', lane), id)
-  redis.call('ZADD', key('running'), integer(time), id)
+  redis.call('ZREM', key('waiting', job.lane), id)
+  redis.call('ZREM', key('returned'), id)
+  redis.call('ZADD', key('running'), integer(time + limits.lease), id)
+  redis.call('SADD', key('started', job.tenant), id)
+  settle(job.tenant)
   state_event(id, 'running', attempt)
   return {'claimed', snapshot(id)}
 end
 
-local dropped = 0
+local function first_due(name)
+  return redis.call('ZRANGEBYSCORE', key(name), '-inf', integer(time), 'LIMIT', 0, 1)[1]
+end
 
--- XPENDING with IDLE looks at the whole list; XAUTOCLAIM would hand out pages, and whoever does
--- not follow its cursor starves the entries behind the first page.
-for _, lane in ipairs(LANES) do
-  local stream = key('lane', lane)
-  while true do
-    local late = redis.pcall('XPENDING', stream, GROUP, 'IDLE', integer(limits.lease), '-', '+', 1)
-    if late.err then -- no stream or no group yet: from '0', or what was submitted before is lost
-      redis.call('XGROUP', 'CREATE', stream, GROUP, '0', 'MKSTREAM')
-      break
-    end
-    if not late[1] then
-      break
-    end
-    local entry = late[1][1]
-    redis.call('XCLAIM', stream, GROUP, worker, 0, entry, 'JUSTID')
-    local claimed = start(lane, entry)
-    if claimed then
-      return claimed
-    end
-    dropped = dropped + 1
-    if dropped >= MOST_DROPPED then
-      return {'again'}
-    end
+-- Before all that is new: what was handed back, then what was lost.
+for _ = 1, MOST_ENDED do
+  local id = first_due('returned') or first_due('running')
+  if not id then
+    break
+  end
+  local job = read(id)
+  if not job then
+    forget(id)
+  elseif not ended(job) then
+    return start(job)
   end
 end
 
@@ -75,37 +71,30 @@ local order = LANES
 if (starts + 1) % LOW_FIRST_EVERY == 0 then
   order = {'low', 'normal', 'high'}
 end
-for _, lane in ipairs(order) do
-  while true do
-    local read_new = redis.call('XREADGROUP', 'GROUP', GROUP, worker, 'COUNT', 1,
-      'STREAMS', key('lane', lane), '>')
-    if not read_new then
-      break
+for _ = 1, MOST_ENDED do
+  local slot = next_turn(order[1]) or next_turn(order[2]) or next_turn(order[3])
+  if not slot then
+    -- Nobody waits for a turn, so turns may begin anew.
+    for _, lane in ipairs(LANES) do
+      redis.call('DEL', key('turns', lane), key('round', lane))
     end
-    local claimed = start(lane, read_new[1][2][1][1])
-    if claimed then
-      redis.call('INCR', key('starts'))
-      return claimed
+    redis.call('DEL', key('wake'))
+    local due = -1
+    for _, name in ipairs({'returned', 'running'}) do
+      local first = tonumber(redis.call('ZRANGE', key(name), 0, 0, 'WITHSCORES')[2])
+      if first and (due < 0 or first - time < due) then
+        due = math.max(0, first - time)
+      end
     end
-    dropped = dropped + 1
-    if dropped >= MOST_DROPPED then
-      return {'again'}
-    end
+    return {'empty', due}
+  end
+  local job = read(slot.id)
+  if not job then
+    forget(slot.id, slot)
+  elseif not ended(job) then
+    take(slot)
+    redis.call('INCR', key('starts'))
+    return start(job)
   end
 end
-
-local seen = {}
-for _, lane in ipairs(LANES) do
-  local stream = key('lane', lane)
-  for _, group in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
-    local fields = {}
-    for i = 1, #group, 2 do
-      fields[group[i]] = group[i + 1]
-    end
-    if fields['name'] == GROUP then
-      seen[#seen + 1] = stream
-      seen[#seen + 1] = fields['last-delivered-id']
-    end
-  end
-end
-return {'empty', seen}
+return {'again'}

@@ -4,10 +4,11 @@
 local root = KEYS[1]
 local limits = cjson.decode(ARGV[1])
 
-local GROUP = 'workers'
-local RETURNED = 'returned' -- the consumer that holds what workers handed back
 local LANES = {'high', 'normal', 'low'}
+local RANK = {high = 0, normal = 1, low = 2}
+local LANE_SPAN = 2 ^ 50 -- `ready` is scored by lane, then by round: all exact in a double
 local EVENTS_KEPT = 200
+local WAKES_KEPT = 64
 
 local function key(...)
   return table.concat({root, ...}, ':')
@@ -50,26 +51,6 @@ local function held(id, attempt)
   end
 end
 
--- {fields and values, queue position}: 1 is next, 0 does not wait.
-local function snapshot(id)
-  local flat = redis.call('HGETALL', key('job', id))
-  if #flat == 0 then
-    return false
-  end
-  local position = 0
-  local ahead = 0
-  local lane = redis.call('HGET', key('job', id), 'lane')
-  for _, name in ipairs(LANES) do
-    if name == lane then
-      local rank = redis.call('ZRANK', key('waiting', name), id)
-      position = rank and ahead + rank + 1 or 0
-      break
-    end
-    ahead = ahead + redis.call('ZCARD', key('waiting', name))
-  end
-  return {flat, position}
-end
-
 local function event(id, kind, data)
   redis.call('XADD', key('events', id), 'MAXLEN', EVENTS_KEPT, '*', 'kind', kind, 'data', data)
 end
@@ -86,14 +67,138 @@ local function set(id, ...)
   redis.call('HSET', key('job', id), ...)
 end
 
--- Takes a delivered entry out of its lane. An entry that nobody has read must stay: deleting it
--- would blind XINFO's `lag`, by which the workers are scaled.
-local function drop(lane, entry)
-  redis.call('XACK', key('lane', lane), GROUP, entry)
-  redis.call('XDEL', key('lane', lane), entry)
+-- Wakes one worker that waits. A wake is a hint: one that is lost costs a worker's second of waiting.
+local function wake()
+  if redis.call('LLEN', key('wake')) < WAKES_KEPT then
+    redis.call('LPUSH', key('wake'), '1')
+  end
 end
 
--- Brings the job to its final state; the lane's entry is the caller's to drop.
+-- Turns. A job that waits and may start is stood for by a slot in `ready`, and the slot's tenant
+-- starts the first of its jobs in that lane. A tenant's slots in a lane have consecutive rounds,
+-- so it is served once a round; its place within the round stays the same from round to round.
+-- A tenant that comes anew takes the last place of the round that is being served. Hence nobody is
+-- served twice while another waits.
+
+local function slot_score(lane, round)
+  return integer(RANK[lane] * LANE_SPAN + round)
+end
+
+-- Slots of one score sort by place.
+local function slot_name(lane, place, round, tenant)
+  return string.format('%s:%013.0f:%.0f:%s', lane, place, round, tenant)
+end
+
+-- {last: the round of the last slot, slots: how many, place}
+local function turn(lane, tenant)
+  local packed = redis.call('HGET', key('turns', lane), tenant)
+  if not packed then
+    return {last = -1, slots = 0, place = 0}
+  end
+  local last, slots, place = string.match(packed, '^(%S+) (%S+) (%S+)$')
+  return {last = tonumber(last), slots = tonumber(slots), place = tonumber(place)}
+end
+
+local function set_turn(lane, tenant, of)
+  redis.call('HSET', key('turns', lane), tenant,
+    string.format('%.0f %.0f %.0f', of.last, of.slots, of.place))
+end
+
+-- How many more of the tenant's jobs may start. One that has started keeps its place to its end,
+-- also while it is handed back.
+local function room(tenant)
+  if limits.max_running == 0 then
+    return math.huge
+  end
+  return math.max(0, limits.max_running - redis.call('SCARD', key('started', tenant)))
+end
+
+-- Gives the tenant as many slots in each lane as jobs of it wait there and may start; the others
+-- are parked. To be called after every change of what waits or has started.
+local function settle(tenant)
+  local most = room(tenant)
+  for _, lane in ipairs(LANES) do
+    local wanted = math.min(most, redis.call('ZCARD', key('waiting', lane, tenant)))
+    local of = turn(lane, tenant)
+    if wanted ~= of.slots then
+      if of.slots == 0 then
+        local current = tonumber(redis.call('HGET', key('round', lane), 'current') or '0')
+        if of.last < current then
+          of.last = current - 1
+          of.place = redis.call('HINCRBY', key('round', lane), 'places', 1)
+        end
+      end
+      while of.slots < wanted do
+        of.slots = of.slots + 1
+        of.last = of.last + 1
+        redis.call('ZADD', key('ready'), slot_score(lane, of.last),
+          slot_name(lane, of.place, of.last, tenant))
+        wake()
+      end
+      while of.slots > wanted do
+        redis.call('ZREM', key('ready'), slot_name(lane, of.place, of.last, tenant))
+        of.slots = of.slots - 1
+        of.last = of.last - 1
+      end
+      set_turn(lane, tenant, of)
+    end
+  end
+end
+
+-- The lane's first slot and the id of the job whose turn it is, or nil.
+local function next_turn(lane)
+  local slot = redis.call('ZRANGEBYSCORE', key('ready'), slot_score(lane, 0),
+    '(' .. slot_score(lane, LANE_SPAN), 'LIMIT', 0, 1)[1]
+  if slot then
+    local round, tenant = string.match(slot, '^%a+:%d+:(%d+):(.*)$')
+    local id = redis.call('ZRANGE', key('waiting', lane, tenant), 0, 0)[1]
+    return {name = slot, lane = lane, round = round, tenant = tenant, id = id}
+  end
+end
+
+-- Takes the slot and its job out; to be followed by `settle`.
+local function take(slot)
+  redis.call('ZREM', key('ready'), slot.name)
+  redis.call('ZREM', key('waiting', slot.lane, slot.tenant), slot.id)
+  redis.call('HSET', key('round', slot.lane), 'current', slot.round)
+  local of = turn(slot.lane, slot.tenant)
+  of.slots = of.slots - 1
+  set_turn(slot.lane, slot.tenant, of)
+end
+
+-- {fields and values, queue position}: 1 is next, 0 does not wait. A parked job stands where it
+-- would if it might start now.
+local function snapshot(id)
+  local flat = redis.call('HGETALL', key('job', id))
+  if #flat == 0 then
+    return false
+  end
+  local job = {}
+  for i = 1, #flat, 2 do
+    job[flat[i]] = flat[i + 1]
+  end
+  if job.state ~= 'queued' then
+    return {flat, 0}
+  end
+  local returned = redis.call('ZRANK', key('returned'), id)
+  if returned then
+    return {flat, returned + 1}
+  end
+  local ahead = redis.call('ZCARD', key('returned'))
+  local rank = redis.call('ZRANK', key('waiting', job.lane, job.tenant), id)
+  local of = turn(job.lane, job.tenant)
+  local parked = rank - of.slots
+  if parked < 0 then
+    local name = slot_name(job.lane, of.place, of.last + 1 + parked, job.tenant)
+    return {flat, ahead + redis.call('ZRANK', key('ready'), name) + 1}
+  end
+  local current = tonumber(redis.call('HGET', key('round', job.lane), 'current') or '0')
+  local round = math.max(of.last, current) + 1 + parked
+  ahead = ahead + redis.call('ZCOUNT', key('ready'), '-inf', '(' .. slot_score(job.lane, round))
+  return {flat, ahead + parked + 1}
+end
+
+-- Brings the job to its final state, out of every set.
 local function finalize(job, state, time, failure, result)
   local id = job.id
   local kept = state == 'succeeded' and limits.result_ttl or 0
@@ -105,7 +210,11 @@ local function finalize(job, state, time, failure, result)
     set(id, 'result', result, 'expires', integer(time + kept))
   end
   redis.call('ZREM', key('waiting', job.lane), id)
+  redis.call('ZREM', key('waiting', job.lane, job.tenant), id)
+  redis.call('ZREM', key('returned'), id)
   redis.call('ZREM', key('running'), id)
+  redis.call('SREM', key('started', job.tenant), id)
+  settle(job.tenant)
   redis.call('ZADD', key('garbage'), integer(time + kept), id)
   state_event(id, state, job.attempt, failure)
   redis.call('PEXPIRE', key('job', id), integer(limits.record_ttl))

@@ -1,5 +1,4 @@
 -- queued -> expired, for all jobs that were not started in time. Returns their number.
--- The lanes' entries stay until a worker meets and drops them.
 local MOST = 1000
 local time = now()
 local expired = 0
@@ -8,9 +7,7 @@ for _, lane in ipairs(LANES) do
     integer(time - limits.queue_ttl), 'LIMIT', 0, MOST)
   for _, id in ipairs(ids) do
     local job = read(id)
-    if not job then
-      redis.call('ZREM', key('waiting', lane), id)
-    elseif expire(job, time) then
+    if job and expire(job, time) then
       expired = expired + 1
     end
   end

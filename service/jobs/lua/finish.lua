@@ -8,5 +8,4 @@ if not job then
   return done and done.state == state and done.attempt == attempt and snapshot(id)
 end
 finalize(job, state, now(), failure, result)
-drop(job.lane, job.entry)
 return snapshot(id)

@@ -1,4 +1,4 @@
--- (nothing) -> queued: record, lane, index, event and idempotency key in one step.
+-- (nothing) -> queued: record, lane, turn, index, event and idempotency key in one step.
 -- Returns {'made' | 'known', snapshot}, {'conflict', id} or {'full', waiting}.
 local id, submission, task, model, lane, tenant, digest, hash = unpack(ARGV, 2)
 
@@ -27,12 +27,22 @@ if waiting >= limits.max_queued then
 end
 
 local created = integer(now())
--- No MAXLEN here: trimming a lane loses jobs.
-local entry = redis.call('XADD', key('lane', lane), '*', 'job', id)
 set(id, 'id', id, 'state', 'queued', 'task', task, 'model', model, 'lane', lane, 'tenant', tenant,
-  'created', created, 'attempt', '0', 'failures', '0', 'entry', entry, 'submission', submission)
+  'created', created, 'attempt', '0', 'failures', '0', 'submission', submission)
 redis.call('ZADD', key('waiting', lane), created, id)
-redis.call('ZADD', key('jobs', tenant), 0, id)
+redis.call('ZADD', key('waiting', lane, tenant), redis.call('INCR', key('submitted')), id)
+settle(tenant)
+
+for _, owner in ipairs({tenant, ''}) do -- '' is the operator, who sees all
+  local index = key('jobs', owner)
+  redis.call('ZADD', index, 0, id)
+  -- Two out for one in: the index stays as long as there are records, also if nobody lists it.
+  for _, oldest in ipairs(redis.call('ZRANGE', index, 0, 1)) do
+    if redis.call('EXISTS', key('job', oldest)) == 0 then
+      redis.call('ZREM', index, oldest)
+    end
+  end
+end
 if digest ~= '' then
   redis.call('HSET', idempotency, 'job', id, 'hash', hash)
   redis.call('PEXPIRE', idempotency, integer(limits.idempotency_ttl))
