@@ -62,7 +62,7 @@ class GenerateImage(Pipeline[GenerateImageParameters]):
         settings = _settings(parameters, card)
         # The seed is drawn when the job runs: a request that is sent twice with one
         # Idempotency-Key must stay the same request.
-        completed = {name: settings.get(name) for name in (*_TENSORS, "n")}
+        completed = {name: settings[name] for name in (*_TENSORS, "n") if name in card.parameters}
         return parameters.model_copy(update={"model": card.id, **completed})
 
     async def run(
