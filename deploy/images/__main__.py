@@ -1,0 +1,74 @@
+"""`python -m deploy.images`: build and try the images where there is no Docker (Debian, as root)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deploy.images import stand_in
+from deploy.images.buildah import Missing, buildah, exists, require, root_of
+from deploy.images.build import base, build, image
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+
+
+@app.command("stand-in")
+def make_stand_in(
+    mirror: Annotated[str, typer.Option(help="Debian mirror.")] = "http://deb.debian.org/debian",
+    again: Annotated[bool, typer.Option("--again", help="Also if there is one already.")] = False,
+) -> None:
+    """Make the stand-in for the Python base image, from a Debian mirror."""
+    name = base("PYTHON_IMAGE")
+    if again or not exists(name):
+        stand_in.make(name, mirror)
+    typer.echo(name)
+
+
+@app.command("build")
+def build_targets(
+    targets: Annotated[list[str], typer.Argument(help="Targets: gateway, worker, triton ...")],
+    argument: Annotated[
+        list[str] | None, typer.Option("--build-arg", help="NAME=VALUE for the Dockerfile.")
+    ] = None,
+) -> None:
+    """Build targets of the Dockerfile."""
+    given = dict(pair.split("=", 1) for pair in argument or ())
+    for target in targets:
+        typer.echo(build(target, given))
+
+
+@app.command()
+def sbom(
+    target: Annotated[str, typer.Argument(help="service-sbom or triton-sbom.")] = "service-sbom",
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder.")] = Path("sbom"),
+) -> None:
+    """Write the bill of materials (CycloneDX) of an image's Python packages."""
+    output.mkdir(parents=True, exist_ok=True)
+    with root_of(build(target, {})) as root:
+        for document in root.glob("*.cdx.json"):
+            (output / document.name).write_bytes(document.read_bytes())
+            typer.echo(output / document.name)
+
+
+@app.command()
+def remove() -> None:
+    """Remove the images that were built here, with all their layers, and the stand-in."""
+    for name in (*map(image, ("gateway", "worker", "triton")), base("PYTHON_IMAGE")):
+        if exists(name):
+            buildah("rmi", name)
+    buildah("rmi", "--prune", "--force")
+
+
+def main() -> None:
+    """Run a command; say in one line what is missing."""
+    try:
+        require()
+    except Missing as missing:
+        raise SystemExit(f"error: {missing}") from None
+    app()
+
+
+if __name__ == "__main__":
+    main()
