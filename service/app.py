@@ -18,7 +18,9 @@ from service.deps import open_gateway
 from service.http import problems
 from service.http.middleware import BodyLimit, Faults, RequestId, SecurityHeaders
 from service.http.openapi import complete
+from service.http.origin import cross_origin
 from service.jobs.endpoints import router as jobs
+from service.limits.headers import RateHeaders
 from service.observability.access import AccessLog
 from service.observability.endpoints import router as operations
 from service.observability.logs import configure_logging
@@ -39,6 +41,9 @@ them: in the query, in the form, or in the JSON.
 
 **Jobs.** Any task can run as a job (`mode=async`): `202` and a job, whose progress comes as
 server-sent events. `Idempotency-Key` makes sending again safe.
+
+**Keys.** `Authorization: Bearer KEY` or `x-api-key: KEY`; none on a machine of your own. A key sees
+its own jobs only; an answer's `RateLimit-*` headers tell how its rate stands.
 
 **Errors** are RFC 9457 problems with a stable `code`. Every answer carries `x-request-id` and
 `Server-Timing`.
@@ -79,6 +84,8 @@ def create_app(settings: Settings) -> FastAPI:
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, limit=settings.limits.body_bytes)
     app.add_middleware(Faults)
+    app.add_middleware(cross_origin, settings=settings)
+    app.add_middleware(RateHeaders)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(AccessLog, metrics=metrics)
     app.add_middleware(RequestId)

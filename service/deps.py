@@ -10,9 +10,12 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from service.auth.keyring import Keyring
+from service.auth.store import KeyStore
 from service.http.idempotency import Answers
 from service.jobs.queue import Queue
 from service.jobs.results import ResultStore
+from service.limits.admission import Admission
 from service.media.fetch import Fetcher
 from service.observability.metrics import Metrics
 from service.settings import Settings
@@ -20,8 +23,7 @@ from service.storage.store import Store
 from service.triton.client import Triton
 from service.triton.grpc import TritonClient
 
-TENANT = "local"
-"""Whose jobs these are while the gateway is bound to loopback and takes no keys."""
+_PATIENCE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,8 @@ class Gateway:
     results: ResultStore
     answers: Answers
     fetcher: Fetcher
+    keyring: Keyring
+    admission: Admission
     metrics: Metrics
     draining: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -43,9 +47,13 @@ class Gateway:
 async def open_gateway(settings: Settings, metrics: Metrics) -> AsyncIterator[Gateway]:
     """Connect to Triton, Redis and the storage. None of them has to be up."""
     store = Store(settings)
+    queue = Queue(settings.redis, settings.jobs)
+    # Calls that need no queue shall not wait long for a Redis that hangs.
+    patience_s = min(settings.redis.connect_timeout_s, _PATIENCE_S)
     async with (
         TritonClient(settings.triton) as triton,
-        Queue(settings.redis, settings.jobs) as queue,
+        queue,
+        Admission(queue.connection, patience_s) as admission,
     ):
         yield Gateway(
             settings=settings,
@@ -55,6 +63,8 @@ async def open_gateway(settings: Settings, metrics: Metrics) -> AsyncIterator[Ga
             results=ResultStore(store),
             answers=Answers(queue.connection, settings),
             fetcher=Fetcher(settings.limits),
+            keyring=Keyring(KeyStore(queue.connection, patience_s), settings.auth),
+            admission=admission,
             metrics=metrics,
         )
 

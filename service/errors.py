@@ -2,15 +2,18 @@
 
     VitrineError 500
     ├── BadInput 400
+    ├── Unauthorized 401
+    ├── Forbidden 403: CrossSiteRequest
     ├── NotFound 404: ModelNotFound, JobNotFound
     ├── RequestTimeout 408
     ├── Conflict 409: IdempotencyConflict, ResultNotReady
     ├── PayloadTooLarge 413
     ├── UnsupportedMedia 415
+    ├── Misdirected 421
     ├── InvalidParameter 422
     ├── TooManyRequests 429
     ├── ModelFailed 500
-    ├── Unavailable 503: TritonUnavailable, RedisUnavailable, StorageUnavailable
+    ├── Unavailable 503: TritonUnavailable, RedisUnavailable, KeysUnavailable, StorageUnavailable
     ├── DeadlineExceeded 504
     └── StorageFull 507
 
@@ -19,6 +22,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 
@@ -74,13 +78,40 @@ class VitrineError(Exception):
         """Return the headers of the answer (`Retry-After` where a retry can help)."""
         if self.retry_after is None:
             return {}
-        return {"Retry-After": str(max(1, round(self.retry_after)))}
+        return {"Retry-After": str(max(1, math.ceil(self.retry_after)))}
 
 
 class BadInput(VitrineError):
     """The body, the media or the request cannot be read."""
 
     status, code, title = 400, "bad_input", "Bad input"
+
+
+class Unauthorized(VitrineError):
+    """No API key, or none that is known and in force."""
+
+    status, code, title = 401, "unauthorized", "Unauthorized"
+
+    def headers(self) -> dict[str, str]:
+        return super().headers() | {"WWW-Authenticate": 'Bearer realm="vitrine"'}
+
+
+class Forbidden(VitrineError):
+    """The key has not the scope that the call needs."""
+
+    status, code, title = 403, "insufficient_scope", "Forbidden"
+
+
+class CrossSiteRequest(Forbidden):
+    """A web page of another site sent the request, and its origin is not allowed."""
+
+    code, title = "cross_site_request", "Cross-site request"
+
+
+class Misdirected(VitrineError):
+    """The gateway is not to be called by this host name."""
+
+    status, code, title = 421, "host_not_allowed", "Misdirected request"
 
 
 class InvalidParameter(VitrineError):
@@ -174,6 +205,12 @@ class RedisUnavailable(Unavailable):
     """The queue's Redis does not answer."""
 
     code, title = "queue_unavailable", "Queue unavailable"
+
+
+class KeysUnavailable(Unavailable):
+    """The API key cannot be looked up at the moment."""
+
+    code, title = "keys_unavailable", "Keys unavailable"
 
 
 class StorageUnavailable(Unavailable):

@@ -11,7 +11,9 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.deps import TENANT, Gateway
+from service.auth.access import Caller
+from service.auth.keys import Scope
+from service.deps import Gateway
 from service.errors import IdempotencyConflict, ModelFailed, TooManyRequests, TritonUnavailable
 from service.http.attendance import attended
 from service.http.idempotency import idempotency_key, request_hash
@@ -72,6 +74,7 @@ class _Call:
         self._gateway = gateway
         self._pipeline = pipeline
         self._upload = upload
+        self._caller: Caller = request.state.caller
         self._key = idempotency_key(request)
         self._seconds = gateway.settings.limits.request_seconds
         self._context = Context(gateway.settings, gateway.triton)
@@ -91,30 +94,31 @@ class _Call:
         """Run now. An answer to a request with an Idempotency-Key is kept, and replayed, as JSON."""
         if self._key is None:
             return self._render(await self._run(parameters))
-        answers = self._gateway.answers
+        answers, tenant = self._gateway.answers, self._caller.tenant
         fingerprint = await self._fingerprint()
-        kept = await answers.claim(TENANT, self._key, fingerprint)
+        kept = await answers.claim(tenant, self._key, fingerprint)
         if kept is not None:
             return _json(kept, {"Idempotency-Replayed": "true"})
         try:
             response = self._render(await self._run(parameters))
         except BaseException:
-            await asyncio.shield(answers.free(TENANT, self._key))
+            await asyncio.shield(answers.free(tenant, self._key))
             raise
         if response.media_type == "application/json":
-            await answers.keep(TENANT, self._key, fingerprint, bytes(response.body))
+            await answers.keep(tenant, self._key, fingerprint, bytes(response.body))
         else:
-            await answers.free(TENANT, self._key)
+            await answers.free(tenant, self._key)
         return response
 
     async def submit(self, parameters: TaskParameters, how: Preferences) -> tuple[Job, bool]:
         """Store the upload, hand the job in, and tell whether it is a replay."""
+        self._caller.require(Scope.JOBS)
         submission = Submission(
             task=self._pipeline.name,
             model=parameters.model,
             parameters=parameters.model_dump(mode="json"),
             lane=how.lane,
-            tenant=TENANT,
+            tenant=self._caller.tenant,
             idempotency_key=self._key,
             request_hash=await self._fingerprint() if self._key else "",
             request_id=self._request.state.request_id,

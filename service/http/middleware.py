@@ -1,6 +1,7 @@
 """Pure ASGI middleware around every request, outermost first:
 
-RequestId, AccessLog (service/observability/access.py), SecurityHeaders, Faults, BodyLimit.
+RequestId, AccessLog (service/observability/access.py), SecurityHeaders, RateHeaders
+(service/limits/headers.py), cross_origin (service/http/origin.py), Faults, BodyLimit.
 """
 
 from __future__ import annotations
@@ -12,12 +13,19 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import PayloadTooLarge
 from service.http.problems import internal_error, problem
 from service.http.spool import too_large
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_API_POLICY = "default-src 'none'; frame-ancestors 'none'"
+_SECURITY_HEADERS = {
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=()",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+}
 _log = structlog.stdlib.get_logger("vitrine.http")
 
 
@@ -45,7 +53,10 @@ class RequestId:
 
 
 class SecurityHeaders:
-    """Headers that keep browsers from misusing answers; pages bring a content policy of their own."""
+    """Headers that keep browsers from misusing answers; pages bring a content policy of their own.
+
+    No Strict-Transport-Security: that is for whatever ends TLS to promise.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -54,9 +65,10 @@ class SecurityHeaders:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                headers.setdefault("content-security-policy", _API_POLICY)
-                headers.setdefault("x-content-type-options", "nosniff")
-                headers.setdefault("referrer-policy", "no-referrer")
+                for name, value in _SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+                if scope["path"].startswith("/v1/"):
+                    headers.setdefault("cache-control", "no-store")
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
@@ -88,7 +100,10 @@ class Faults:
 
 
 class BodyLimit:
-    """Refuses bodies over `limit` bytes: by Content-Length before anything is read, else by count."""
+    """Refuses bodies over `limit` bytes: by Content-Length before anything is read, else by count.
+
+    A caller's own, lower limit is in the request's state (`body_limit`) once the caller is known.
+    """
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self._app = app
@@ -100,19 +115,19 @@ class BodyLimit:
             return
         length = Headers(scope=scope).get("content-length", "")
         if length.isdecimal() and int(length) > self._limit:
-            await problem(self._refusal())(scope, receive, send)
+            await problem(too_large("The body", "body_bytes", self._limit))(scope, receive, send)
             return
         size = 0
+        state = scope.setdefault("state", {})
 
         async def counted() -> Message:
             nonlocal size
             message = await receive()
             size += len(message.get("body", b""))
-            if size > self._limit:
-                raise self._refusal()
+            limit = state.get("body_limit", self._limit)
+            if size > limit:
+                name = "body_bytes" if limit == self._limit else "key.body_bytes"
+                raise too_large("The body", name, limit)
             return message
 
         await self._app(scope, counted, send)
-
-    def _refusal(self) -> PayloadTooLarge:
-        return too_large("The body", "body_bytes", self._limit)

@@ -34,7 +34,8 @@ NARROWER_CODES: dict[int, tuple[str, ...]] = {
     413: ("too_many_pixels", "too_many_frames", "video_too_long"),
     415: ("unsupported_codec",),
     422: ("missing_input",),
-    429: ("queue_full",),
+    401: ("missing_key", "invalid_key", "key_expired", "key_revoked"),
+    429: ("queue_full", "rate_limited", "concurrency_exceeded"),
     503: ("model_loading", "model_load_failed", "model_restarting", "model_not_loaded"),
 }
 """The stable codes that are narrower than their error's own, by status."""
@@ -101,7 +102,8 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def complete(document: dict[str, Any]) -> dict[str, Any]:
-    """Add the problem's schema to FastAPI's document and put it where FastAPI documents its own error."""
+    """Add the problem's schema to FastAPI's document, put it where FastAPI documents its own error,
+    and add what the guard of a route may answer."""
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     schemas["Problem"] = _PROBLEM
     for own in ("HTTPValidationError", "ValidationError"):
@@ -110,6 +112,9 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
         for operation in methods.values():
             if "HTTPValidationError" in str(operation["responses"].get("422")):
                 operation["responses"]["422"] = problems(422)[422]
+            if "security" in operation:
+                for status, response in problems(401, 403, 421, 429, 503).items():
+                    operation["responses"].setdefault(str(status), response)
     return document
 
 

@@ -10,7 +10,8 @@ import orjson
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
-from service.deps import TENANT, Gateway, GatewayDep
+from service.auth.access import JOBS, CallerDep
+from service.deps import Gateway, GatewayDep
 from service.errors import NotFound, RedisUnavailable
 from service.http.openapi import problems
 from service.http.preferences import wants
@@ -23,7 +24,7 @@ from service.jobs.responses import (
 )
 from service.jobs.schemas import JobList, JobView, ResultView
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[JOBS])
 
 JobId = Annotated[str, Path(description="The job's id, as `job_01j…`.", max_length=64)]
 
@@ -51,13 +52,14 @@ _MEDIUM: _Documented = {
 @router.get("", summary="List jobs", response_model=JobList, responses=problems(422, 503))
 async def list_jobs(
     gateway: GatewayDep,
+    caller: CallerDep,
     state: Annotated[State | None, Query(description="Only jobs in this state.")] = None,
     task: Annotated[str | None, Query(description="Only jobs of this task.", max_length=64)] = None,
     after: Annotated[str | None, Query(description="`next` of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=100, description="Jobs a page.")] = 20,
 ) -> JobList:
     """List jobs, newest first."""
-    page = await gateway.queue.list(TENANT, state=state, task=task, limit=limit, cursor=after)
+    page = await gateway.queue.list(caller.sees, state=state, task=task, limit=limit, cursor=after)
     return JobList(
         data=[JobView.of(job) for job in page.jobs],
         has_more=page.cursor is not None,
@@ -66,9 +68,9 @@ async def list_jobs(
 
 
 @router.get("/{job_id}", summary="Get a job", response_model=JobView, responses=problems(404, 503))
-async def get_job(gateway: GatewayDep, job_id: JobId) -> Response:
+async def get_job(gateway: GatewayDep, caller: CallerDep, job_id: JobId) -> Response:
     """Get one job, with its result's document once it succeeded."""
-    return await job_response(gateway, await gateway.queue.get(job_id, TENANT))
+    return await job_response(gateway, await gateway.queue.get(job_id, caller.sees))
 
 
 @router.delete(
@@ -77,9 +79,9 @@ async def get_job(gateway: GatewayDep, job_id: JobId) -> Response:
     response_model=JobView,
     responses=_CANCELING | problems(404, 503),
 )
-async def cancel_job(gateway: GatewayDep, job_id: JobId) -> Response:
+async def cancel_job(gateway: GatewayDep, caller: CallerDep, job_id: JobId) -> Response:
     """Cancel a job. A job that has ended stays as it is; asking twice is no error."""
-    job = await gateway.queue.cancel(job_id, TENANT)
+    job = await gateway.queue.cancel(job_id, caller.sees)
     return await job_response(gateway, job, 200 if job.state.final else 202)
 
 
@@ -91,11 +93,12 @@ async def cancel_job(gateway: GatewayDep, job_id: JobId) -> Response:
 )
 async def follow_job(
     gateway: GatewayDep,
+    caller: CallerDep,
     job_id: JobId,
     last_event_id: Annotated[str | None, Header(description="Resume behind this event.")] = None,
 ) -> EventSourceResponse:
     """Follow a job by server-sent events, from its first event or from `Last-Event-ID`."""
-    events = await gateway.queue.events(job_id, TENANT, last_event_id)
+    events = await gateway.queue.events(job_id, caller.sees, last_event_id)
     return EventSourceResponse(_stream(gateway, events), ping=_PING_S, sep="\n")
 
 
@@ -105,10 +108,12 @@ async def follow_job(
     response_model=ResultView,
     responses=_MEDIUM | problems(404, 409, 503),
 )
-async def get_result(request: Request, gateway: GatewayDep, job_id: JobId) -> Response:
+async def get_result(
+    request: Request, gateway: GatewayDep, caller: CallerDep, job_id: JobId
+) -> Response:
     """Get the result: the medium itself where there is exactly one, else (or where `Accept` names
     JSON) the document and links to the media."""
-    job, result = succeeded(await gateway.queue.get(job_id, TENANT))
+    job, result = succeeded(await gateway.queue.get(job_id, caller.sees))
     if len(result.files) == 1 and not wants(request, "application/json"):
         return await media_response(request, gateway, job, result.files[0])
     return await result_response(gateway, job)
@@ -121,10 +126,10 @@ async def get_result(request: Request, gateway: GatewayDep, job_id: JobId) -> Re
     responses=_MEDIUM | problems(404, 409, 503),
 )
 async def get_result_file(
-    request: Request, gateway: GatewayDep, job_id: JobId, name: str
+    request: Request, gateway: GatewayDep, caller: CallerDep, job_id: JobId, name: str
 ) -> Response:
     """Get one medium of a result; byte ranges are served."""
-    job, result = succeeded(await gateway.queue.get(job_id, TENANT))
+    job, result = succeeded(await gateway.queue.get(job_id, caller.sees))
     for file in result.files:
         if file.name == name:
             return await media_response(request, gateway, job, file)

@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
+from service.auth.access import METRICS
 from service.deps import GatewayDep
 from service.observability.readiness import Readiness, readiness
 from service.observability.surroundings import look_around
@@ -35,6 +36,7 @@ async def readyz(gateway: GatewayDep, response: Response) -> Readiness:
 @router.get(
     "/metrics",
     summary="Metrics",
+    dependencies=[METRICS],
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )

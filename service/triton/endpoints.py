@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.auth.access import ADMIN, ANY_KEY
 from service.deps import Gateway, GatewayDep
 from service.errors import ModelNotFound
 from service.http.openapi import problems
@@ -56,7 +57,13 @@ class ModelList(BaseModel):
     data: list[ModelView]
 
 
-@router.get("", summary="List models", response_model=ModelList, responses=problems(422, 503))
+@router.get(
+    "",
+    summary="List models",
+    response_model=ModelList,
+    responses=problems(422, 503),
+    dependencies=[ANY_KEY],
+)
 async def list_models(
     gateway: GatewayDep,
     task: Annotated[Task | None, Query(description="Only models of this task.")] = None,
@@ -67,7 +74,11 @@ async def list_models(
 
 
 @router.get(
-    "/{model_id}", summary="Get a model", response_model=ModelView, responses=problems(404, 503)
+    "/{model_id}",
+    summary="Get a model",
+    response_model=ModelView,
+    responses=problems(404, 503),
+    dependencies=[ANY_KEY],
 )
 async def get_model(gateway: GatewayDep, model_id: ModelId) -> ModelView:
     """Get one model with its whole card."""
@@ -79,6 +90,7 @@ async def get_model(gateway: GatewayDep, model_id: ModelId) -> ModelView:
     summary="Load a model",
     response_model=ModelView,
     responses=problems(404, 503),
+    dependencies=[ADMIN],
 )
 async def load_model(gateway: GatewayDep, model_id: ModelId) -> ModelView:
     """Load a model now, or again from its entry, instead of on its first use."""
@@ -92,6 +104,7 @@ async def load_model(gateway: GatewayDep, model_id: ModelId) -> ModelView:
     summary="Unload a model",
     response_model=ModelView,
     responses=problems(404, 503),
+    dependencies=[ADMIN],
 )
 async def unload_model(gateway: GatewayDep, model_id: ModelId) -> ModelView:
     """Unload a model. It is loaded again on its next use."""

@@ -121,7 +121,7 @@ async def in_process(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
     async with (
         app.router.lifespan_context(app),
         httpx2.AsyncClient(
-            transport=httpx2.ASGITransport(app), base_url="http://gateway", timeout=20.0
+            transport=httpx2.ASGITransport(app), base_url="http://127.0.0.1", timeout=20.0
         ) as client,
     ):
         yield client

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
+from service.auth.access import INFER
 from service.errors import TritonUnavailable
 from service.http.dispatch import dispatch
 from service.tasks.contract import (
@@ -104,7 +105,7 @@ class Resolve(Pipeline[TaskParameters]):
         raise TritonUnavailable("not reached")
 
 
-router = APIRouter()
+router = APIRouter(dependencies=[INFER])
 echo, sleep, resolve = Echo(), Sleep(), Resolve()
 
 

@@ -234,7 +234,7 @@ async def test_body_limit_by_content_length(served: httpx2.AsyncClient) -> None:
     url = served.base_url
     reader, writer = await asyncio.open_connection(url.host, url.port)
     writer.write(
-        b"POST /v1/echo HTTP/1.1\r\nHost: x\r\nContent-Type: video/mp4\r\n"
+        b"POST /v1/echo HTTP/1.1\r\nHost: localhost\r\nContent-Type: video/mp4\r\n"
         b"Content-Length: 200001\r\n\r\n"
     )
     head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PROMPTLY_S)
@@ -248,7 +248,7 @@ async def test_image_limit_by_content_length(served: httpx2.AsyncClient) -> None
     url = served.base_url
     reader, writer = await asyncio.open_connection(url.host, url.port)
     writer.write(
-        b"POST /v1/echo HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+        b"POST /v1/echo HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
         b"Content-Length: 100001\r\n\r\n"
     )
     head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PROMPTLY_S)
@@ -297,7 +297,7 @@ async def test_upload_that_is_broken_off(served: httpx2.AsyncClient, spool_direc
     url = served.base_url
     connection = socket.create_connection((url.host, url.port))
     connection.sendall(
-        b"POST /v1/echo HTTP/1.1\r\nHost: x\r\nContent-Type: video/mp4\r\n"
+        b"POST /v1/echo HTTP/1.1\r\nHost: localhost\r\nContent-Type: video/mp4\r\n"
         b"Content-Length: 190000\r\n\r\n" + VIDEO[:120_000]
     )
     await asyncio.sleep(0.1)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
+from service.auth.access import INFER
 from service.http.dispatch import dispatch
 from service.http.openapi import problems, request_body
 from service.tasks.deepfake.pipeline import DetectDeepfake
 from service.tasks.deepfake.schemas import Deepfake, DeepfakeParameters
 
-router = APIRouter(prefix="/v1", tags=["understand"])
+router = APIRouter(prefix="/v1", tags=["understand"], dependencies=[INFER])
 
 
 @router.post(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
+from service.auth.access import INFER
 from service.http.dispatch import dispatch
 from service.http.openapi import problems, request_body
 from service.jobs.schemas import JobView
 from service.tasks.generate.pipeline import GenerateImage
 from service.tasks.generate.schemas import GenerateImageParameters
 
-router = APIRouter(prefix="/v1/generate", tags=["generate"])
+router = APIRouter(prefix="/v1/generate", tags=["generate"], dependencies=[INFER])
 
 
 @router.post(
