@@ -35,7 +35,7 @@ from models.generation.micro_dit_network import DiT
 from models.generation.micro_dit_sampling import SIGMA_DATA
 from models.registry import architecture
 
-STEPS = 9_000
+STEPS = 8_000
 BATCH = 64
 MASKED_STEPS = 0.15
 MASK_RATIO = 0.75
@@ -46,7 +46,7 @@ CAPTION_DROPOUT = 0.1
 P_MEAN, P_STD = 0.1, 1.0
 EMA_STEPS = 500
 
-AUTOENCODER_STEPS = 4_000
+AUTOENCODER_STEPS = 3_000
 AUTOENCODER_BATCH = 16
 AUTOENCODER_LEARNING_RATE = 2.5e-3
 KL_WEIGHT = 5e-3
