@@ -13,6 +13,7 @@ from fastapi import Depends, Request
 from service.auth.keyring import Keyring
 from service.auth.store import KeyStore
 from service.http.idempotency import Answers
+from service.http.shedding import Shedding
 from service.jobs.queue import Queue
 from service.jobs.results import ResultStore
 from service.limits.admission import Admission
@@ -39,6 +40,7 @@ class Gateway:
     fetcher: Fetcher
     keyring: Keyring
     admission: Admission
+    shedding: Shedding
     metrics: Metrics
     draining: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -51,7 +53,7 @@ async def open_gateway(settings: Settings, metrics: Metrics) -> AsyncIterator[Ga
     # Calls that need no queue shall not wait long for a Redis that hangs.
     patience_s = min(settings.redis.connect_timeout_s, _PATIENCE_S)
     async with (
-        TritonClient(settings.triton) as triton,
+        TritonClient(settings.triton, metrics.triton) as triton,
         queue,
         Admission(queue.connection, patience_s) as admission,
     ):
@@ -65,6 +67,7 @@ async def open_gateway(settings: Settings, metrics: Metrics) -> AsyncIterator[Ga
             fetcher=Fetcher(settings.limits),
             keyring=Keyring(KeyStore(queue.connection, patience_s), settings.auth),
             admission=admission,
+            shedding=Shedding(settings.shedding, metrics),
             metrics=metrics,
         )
 

@@ -13,7 +13,7 @@
     ├── InvalidParameter 422
     ├── TooManyRequests 429
     ├── ModelFailed 500
-    ├── Unavailable 503: TritonUnavailable, RedisUnavailable, KeysUnavailable, StorageUnavailable
+    ├── Unavailable 503: Overloaded, TritonUnavailable, RedisUnavailable, KeysUnavailable, StorageUnavailable
     ├── DeadlineExceeded 504
     └── StorageFull 507
 
@@ -193,6 +193,12 @@ class Unavailable(VitrineError):
 
     def __init__(self, message: str, *, retry_after: float = 2.0, **extra: Any) -> None:
         super().__init__(message, retry_after=retry_after, **extra)
+
+
+class Overloaded(Unavailable):
+    """The model has more requests than it can answer in time."""
+
+    code, title = "overloaded", "Overloaded"
 
 
 class TritonUnavailable(Unavailable):

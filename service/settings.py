@@ -18,16 +18,32 @@ class _Group(BaseModel):
 class TritonSettings(_Group):
     """Where the Triton Inference Server is, and how long calls may take.
 
+    A request may take `timeout_s`, one to a model whose card says `cost: batch` `batch_timeout_s`.
+    A server that says nothing for `stall_s` counts as lost until it answers again.
+
     `required_models` must be loaded before the gateway calls itself ready; when it is empty, the
     default model of every task.
     """
 
     url: str = "127.0.0.1:8001"
     timeout_s: float = 60.0
+    batch_timeout_s: float = 600.0
+    stall_s: float = Field(default=6.0, gt=0)
     load_timeout_s: float = 30.0
     index_period_s: float = 2.0
     required_models: tuple[str, ...] = ()
     max_message_bytes: int = 256 * MIB
+
+
+class SheddingSettings(_Group):
+    """When a model has too many requests to take one more; `service/http/shedding.py` says how that is judged.
+
+    `patience_s`: how long a queue may stand. `max_under_way`: requests to one model at a time.
+    """
+
+    enabled: bool = True
+    patience_s: float = Field(default=0.5, ge=0)
+    max_under_way: int = Field(default=512, ge=1)
 
 
 class RedisSettings(_Group):
@@ -132,6 +148,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
     triton: TritonSettings = TritonSettings()
+    shedding: SheddingSettings = SheddingSettings()
     redis: RedisSettings = RedisSettings()
     storage: StorageSettings = StorageSettings()
     jobs: JobSettings = JobSettings()

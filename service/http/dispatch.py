@@ -19,7 +19,7 @@ from service.http.attendance import attended
 from service.http.idempotency import idempotency_key, request_hash
 from service.http.inputs import Kind, read_input
 from service.http.parameters import validate
-from service.http.preferences import Preferences, preferences, wants
+from service.http.preferences import Preferences, allowed_seconds, preferences, wants
 from service.jobs.record import Job, State, Submission
 from service.jobs.responses import job_response, media_response
 from service.jobs.results import upload_key
@@ -31,6 +31,7 @@ from service.tasks.contract import (
     Upload,
     unreported,
 )
+from service.triton.call import Call, calling
 
 
 async def dispatch(
@@ -76,7 +77,7 @@ class _Call:
         self._upload = upload
         self._caller: Caller = request.state.caller
         self._key = idempotency_key(request)
-        self._seconds = gateway.settings.limits.request_seconds
+        self._seconds = allowed_seconds(request, gateway.settings.limits.request_seconds)
         self._context = Context(gateway.settings, gateway.triton)
         self._given: TaskParameters = TaskParameters()
         request.state.timings = self._context.timings
@@ -148,9 +149,14 @@ class _Call:
         return job, job.id != submission.id
 
     async def _run(self, parameters: TaskParameters) -> Outcome:
-        outcome: Outcome = await self._watched(
-            self._pipeline.run(parameters, self._upload, self._context, unreported)
-        )
+        call = Call.within(self._seconds)
+        with (
+            self._gateway.shedding.admit(parameters.model or self._pipeline.name, call),
+            calling(call),
+        ):
+            outcome: Outcome = await self._watched(
+                self._pipeline.run(parameters, self._upload, self._context, unreported)
+            )
         model = parameters.model or ""
         for stage, milliseconds in self._context.timings.stages.items():
             self._gateway.metrics.stage_duration.labels(stage, model).observe(milliseconds / 1000)

@@ -187,6 +187,13 @@ def _headers() -> list[dict[str, Any]]:
             "description": "`respond-async` for a job; `wait=N` to wait N seconds for the job.",
             "schema": {"type": "string"},
         },
+        {
+            "name": "Request-Timeout",
+            "in": "header",
+            "description": "Seconds after which the answer is of no use. What could not be ready by then "
+            "is refused at once (`overloaded`).",
+            "schema": {"type": "number", "exclusiveMinimum": 0},
+        },
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,6 +13,8 @@ from starlette.requests import Request
 from service.errors import InvalidParameter
 from service.http.parameters import validate
 from service.jobs.record import Lane
+
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
 class DispatchParameters(BaseModel):
@@ -52,6 +55,22 @@ def preferences(request: Request, sent: MutableMapping[str, Any], always_job: bo
     wait_s = _wait(prefer) if job else 0.0
     applied = [name for name in ("respond-async", "wait") if job and name in prefer]
     return Preferences(job, chosen.priority, wait_s, ", ".join(applied))
+
+
+def allowed_seconds(request: Request, most: float) -> float:
+    """Return how long the answer may take: what `Request-Timeout` grants, but not over `most`.
+
+    Raises InvalidParameter.
+    """
+    value = request.headers.get("request-timeout")
+    if value is None:
+        return most
+    if not _SECONDS.fullmatch(value) or not float(value):
+        raise InvalidParameter(
+            "Request-Timeout must be a number of seconds above 0, such as 2.5.",
+            param="Request-Timeout",
+        )
+    return min(most, float(value))
 
 
 def wants(request: Request, content_type: str) -> bool:

@@ -21,6 +21,8 @@ from prometheus_client import (
     ProcessCollector,
 )
 
+from service.triton.metrics import TritonMetrics
+
 _WAIT_S = (0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3600, 14400, 86400)
 _RUN_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 
@@ -32,6 +34,7 @@ class WorkerMetrics:
         registry = self.registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
+        self.triton = TritonMetrics(registry)
         self.finished = Counter(
             "vitrine_jobs_finished_total",
             "Jobs that this worker brought to a final state.",

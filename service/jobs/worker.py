@@ -178,9 +178,14 @@ class Worker:
             await asyncio.gather(waiting, stopping, return_exceptions=True)
 
 
-async def work(settings: Settings, triton: Triton, pipelines: Mapping[str, Pipeline[Any]]) -> None:
+async def work(
+    settings: Settings,
+    triton: Triton,
+    pipelines: Mapping[str, Pipeline[Any]],
+    metrics: WorkerMetrics | None = None,
+) -> None:
     """Run one worker until SIGTERM or SIGINT, with its metrics on `worker.metrics_port`."""
-    metrics = WorkerMetrics()
+    metrics = metrics or WorkerMetrics()
     async with Queue(settings.redis, settings.jobs) as queue:
         worker = Worker(settings, queue, Store(settings), triton, pipelines, metrics)
         loop = asyncio.get_running_loop()
@@ -205,8 +210,9 @@ async def _main(settings: Settings) -> None:
     from service.tasks import PIPELINES
     from service.triton.grpc import TritonClient
 
-    async with TritonClient(settings.triton) as triton:
-        await work(settings, triton, PIPELINES)
+    metrics = WorkerMetrics()
+    async with TritonClient(settings.triton, metrics.triton) as triton:
+        await work(settings, triton, PIPELINES, metrics)
 
 
 def main() -> None:

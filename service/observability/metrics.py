@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 
 from service.observability.siblings import SiblingsCollector
 from service.processes import METRICS_DIRECTORY
+from service.triton.metrics import TritonMetrics
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _STAGE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0)
@@ -67,6 +68,21 @@ class Metrics:
             ("code", "model"),
             registry=registry,
         )
+
+        self.shed = Counter(
+            "vitrine_requests_shed_total",
+            "Requests refused because their model had too many.",
+            ("model",),
+            registry=registry,
+        )
+        self.model_requests = Gauge(
+            "vitrine_model_requests_in_flight",
+            "Synchronous requests that a model is answering.",
+            ("model",),
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.triton = TritonMetrics(registry)
 
     def render(self, *beside: Collector) -> bytes:
         """Return the figures, and those of `beside`, in Prometheus' text format."""

@@ -10,11 +10,13 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Mapping
+from math import isfinite
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 import numpy as np
+import structlog
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as stubs
 
@@ -23,12 +25,17 @@ from service.errors import (
     DeadlineExceeded,
     ModelFailed,
     ModelNotFound,
+    Overloaded,
     TritonUnavailable,
     VitrineError,
 )
 from service.settings import TritonSettings
+from service.triton.breaker import Breaker, State
+from service.triton.call import current
 from service.triton.cards import CATALOGUE, Card, Task
 from service.triton.client import ModelState
+from service.triton.metrics import TritonMetrics
+from service.triton.pulse import Pulse
 from service.triton.replicas import Replicas, is_down
 from service.triton.tensors import Array, outputs, request
 
@@ -36,11 +43,19 @@ from service.triton.tensors import Array, outputs, request
 _RANK = {"own": 0, "official": 1, "demo": 2, "random": 3}
 
 
+# How Triton begins to say that a request waited too long, or that too many wait.
+_QUEUE_TIMEOUT = "Request timeout expired"
+_QUEUE_FULL = "Exceeds maximum queue size"
+_QUEUE_ERRORS = (_QUEUE_TIMEOUT, _QUEUE_FULL)
+_LOG = structlog.stdlib.get_logger("vitrine.triton")
+
+
 class TritonClient:
     """A connection to one Triton; see `service.triton.client.Triton` for the contract."""
 
-    def __init__(self, settings: TritonSettings) -> None:
+    def __init__(self, settings: TritonSettings, metrics: TritonMetrics | None = None) -> None:
         self._settings = settings
+        self._metrics = metrics
         options = [
             ("grpc.max_send_message_length", settings.max_message_bytes),
             ("grpc.max_receive_message_length", settings.max_message_bytes),
@@ -55,6 +70,8 @@ class TritonClient:
         self._channel = grpc.aio.insecure_channel(settings.url, options=options)
         self._stub = stubs.GRPCInferenceServiceStub(self._channel)
         self._replicas = Replicas(settings.url, options, self._stub)
+        self._pulse = Pulse(self._alive, settings.stall_s)
+        self._breakers: dict[str, Breaker] = {}
         self._snapshot: dict[str, ModelState] = {}
         self._taken_at = float("-inf")
         self._refreshing: asyncio.Task[None] | None = None
@@ -73,6 +90,7 @@ class TritonClient:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._pulse.close()
         await self._replicas.close()
         await self._channel.close()
 
@@ -154,7 +172,7 @@ class TritonClient:
         async def quietly() -> None:
             try:
                 await refresh
-            except TritonUnavailable:
+            except VitrineError:
                 self._taken_at = float("-inf")
 
         task = asyncio.ensure_future(quietly())
@@ -174,7 +192,8 @@ class TritonClient:
         states = {m.name: (_state(m.state), m.reason) for m in index.models}
         cards: dict[str, Card] = {}
         if states.get(CATALOGUE, ("", ""))[0] == "ready":
-            answer = await self._infer(CATALOGUE, {"TASK": np.array([""], dtype=object)}, 5.0)
+            everything = request(CATALOGUE, {"TASK": np.array([""], dtype=object)})
+            answer = await self._infer(CATALOGUE, everything, 5.0)
             cards = {
                 name: Card.model_validate(card)
                 for name, card in (json.loads(row) for row in answer["CARDS"])
@@ -258,18 +277,57 @@ class TritonClient:
         Raises BadInput (the model refuses the input), ModelFailed, ModelNotFound, TritonUnavailable,
         DeadlineExceeded. Cancelling the awaiting task cancels the request in Triton.
         """
-        return await self._infer(model, inputs, self._settings.timeout_s)
+        message = request(model, inputs)
+        try:
+            return await self._scheduled(model, message)
+        except TritonUnavailable as error:
+            if error.stable_code != "model_not_loaded":
+                raise
+            # It was unloaded to make room for another one, since it was resolved.
+            await self.load(model)
+            return await self._scheduled(model, message)
+
+    async def _scheduled(self, model: str, message: pb.ModelInferRequest) -> dict[str, Array]:
+        seconds = min(self._limit_s(model), current().remaining_s)
+        _schedule(message, model, seconds)
+        with self._breaker(model).watch(seconds):
+            return await self._infer(model, message, seconds)
 
     async def _infer(
-        self,
-        model: str,
-        inputs: Mapping[str, Array],
-        seconds: float,
+        self, model: str, message: pb.ModelInferRequest, seconds: float
     ) -> dict[str, Array]:
-        answer = await self._call(
-            self._stub.ModelInfer, request(model, inputs), model=model, seconds=seconds
-        )
-        return outputs(answer)
+        self._pulse.check()
+        call = self._stub.ModelInfer(message, timeout=seconds)
+        try:
+            with self._pulse.watch(call):
+                return outputs(await call)
+        except grpc.aio.AioRpcError as error:
+            raise self._translated(model, error) from None
+
+    def _limit_s(self, model: str) -> float:
+        """Return how long one request to `model` may take, by the cost on its card."""
+        known = self._snapshot.get(model)
+        if known is not None and known.card.cost == "batch":
+            return self._settings.batch_timeout_s
+        return self._settings.timeout_s
+
+    def _breaker(self, model: str) -> Breaker:
+        if model not in self._breakers:
+            self._breakers[model] = Breaker(model, self._observe)
+        return self._breakers[model]
+
+    def _observe(self, model: str, state: State) -> None:
+        _LOG.warning("circuit breaker", model=model, state=state.name.lower())
+        if self._metrics is not None:
+            self._metrics.breaker(model, state)
+
+    async def _alive(self, seconds: float) -> bool:
+        """Tell whether Triton answers anything within `seconds`, and be it that it is not there."""
+        try:
+            await self._stub.ServerLive(pb.ServerLiveRequest(), timeout=seconds)
+        except grpc.aio.AioRpcError as error:
+            return error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED
+        return True
 
     async def stream(
         self, model: str, inputs: Mapping[str, Array]
@@ -285,7 +343,18 @@ class TritonClient:
         async def once() -> AsyncIterator[pb.ModelInferRequest]:
             yield message
 
-        call = self._stub.ModelStreamInfer(once())
+        seconds = current().remaining_s
+        _schedule(message, model, seconds)
+        with self._breaker(model).watch(seconds):
+            self._pulse.check()
+            call = self._stub.ModelStreamInfer(
+                once(), timeout=seconds if isfinite(seconds) else None
+            )
+            with self._pulse.watch(call):
+                async for response in self._responses(model, call):
+                    yield response
+
+    async def _responses(self, model: str, call: Any) -> AsyncIterator[dict[str, Array]]:
         finished = False
         try:
             async for response in call:
@@ -309,16 +378,19 @@ class TritonClient:
 
     async def _call(self, method: Any, message: Any, *, model: str, seconds: float) -> Any:
         try:
+            self._pulse.check()
             return await method(message, timeout=seconds)
         except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise self._down(model) from None
             raise self._translated(model, error) from None
 
     def _translated(self, model: str, error: grpc.aio.AioRpcError) -> VitrineError:
         details = error.details() or ""
-        if is_down(error):
-            return self._down(model)
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return DeadlineExceeded(f"model {model!r} did not answer in time", retry_after=2.0)
+            return _late(model)
+        if is_down(error) and not details.startswith(_QUEUE_ERRORS):
+            return self._down(model)
         if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
             return BadInput(details.removeprefix("InvalidInput: "), code="invalid_input")
         return self._failed(model, details)
@@ -327,6 +399,10 @@ class TritonClient:
         """Sort an error text of Triton: streams carry no status codes."""
         if details.startswith("InvalidInput: "):
             return BadInput(details.removeprefix("InvalidInput: "), code="invalid_input")
+        if details.startswith(_QUEUE_TIMEOUT):
+            return _late(model)
+        if details.startswith(_QUEUE_FULL):
+            return Overloaded(f"model {model!r} has as many requests waiting as it takes")
         # The Python process behind a model died. Triton leaves it so until the model is loaded anew.
         if "Stub process" in details or "is not healthy" in details:
             self._start_loading(model, dead=True)
@@ -340,6 +416,19 @@ class TritonClient:
         self._taken_at = float("-inf")
         about = f" (model {model!r})" if model else ""
         return TritonUnavailable(f"the inference server does not answer{about}")
+
+
+def _schedule(message: pb.ModelInferRequest, model: str, seconds: float) -> None:
+    """Tell Triton how urgent the request is, and to drop it if it still waits after `seconds`."""
+    if seconds <= 0:
+        raise _late(model)
+    message.parameters["priority"].uint64_param = current().priority
+    if isfinite(seconds):
+        message.parameters["timeout"].int64_param = max(1, round(seconds * 1e6))
+
+
+def _late(model: str) -> DeadlineExceeded:
+    return DeadlineExceeded(f"model {model!r} did not answer in time", retry_after=2.0)
 
 
 def _state(state: str) -> str:
