@@ -16,6 +16,7 @@ from rich.table import Table
 
 from models.console import Refused, agreed, console, plain_errors, progress_bars, report
 from service.settings import Settings
+from service.triton.server import trace_options
 
 if TYPE_CHECKING:
     from models.architecture import Architecture
@@ -265,8 +266,10 @@ def serve(
     with plain_errors(KeyError):
         from models.server import serve
 
-        wanted = models or _settings().triton.required_models
-        serve(_repository(repository), device, wanted or None, context.args)
+        settings = _settings()
+        wanted = models or settings.triton.required_models
+        options = (*trace_options(settings.tracing), *context.args)
+        serve(_repository(repository), device, wanted or None, options)
 
 
 @app.command("train-demo")

@@ -25,6 +25,7 @@ from service.observability.access import AccessLog
 from service.observability.endpoints import router as operations
 from service.observability.logs import configure_logging
 from service.observability.metrics import Metrics
+from service.observability.tracing import Tracing, tracing
 from service.settings import Settings
 from service.tasks.classify.endpoints import router as classify
 from service.tasks.deepfake.endpoints import router as deepfake
@@ -64,9 +65,10 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_gateway(settings, metrics) as gateway:
-            app.state.gateway = gateway
-            yield
+        with tracing(settings.tracing, "gateway"):
+            async with open_gateway(settings, metrics) as gateway:
+                app.state.gateway = gateway
+                yield
 
     app = FastAPI(
         title="Vitrine",
@@ -76,6 +78,8 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        # Tracing (below) does it, also for what FastAPI does not see: the queue and Triton.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     problems.register(app)
     for router in (classify, deepfake, generate, jobs, models, operations):
@@ -88,6 +92,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RateHeaders)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(AccessLog, metrics=metrics)
+    app.add_middleware(Tracing)
     app.add_middleware(RequestId)
     _describe(app)
     return app
@@ -157,7 +162,7 @@ def main() -> None:
     )
     workers = parser.parse_args().workers
     settings = Settings() if workers is None else Settings(gateway_workers=workers)
-    configure_logging(settings)
+    configure_logging(settings, "gateway")
     if settings.gateway_workers == 1:
         server(settings).run()
     else:

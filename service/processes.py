@@ -54,7 +54,7 @@ def run(settings: Settings, work: Work) -> None:
         while not signals.received:
             for worker in workers:
                 worker.keep_running()
-            wait([signals, *(w.sentinel for w in workers if w.sentinel)], timeout=0.25)
+            wait([signals.fileno(), *(w.sentinel for w in workers if w.sentinel)], timeout=0.25)
         # Open here, the socket would take connections that nobody accepts.
         listener.close()
         for worker in workers:
@@ -152,5 +152,5 @@ def _work(settings: Settings, work: Work, listener: socket.socket, parent: int) 
     tied_to_parent(signal.SIGTERM, parent)()
     # Ctrl-C reaches every process of the terminal; the parent turns it into one SIGTERM a worker.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    configure_logging(settings)
+    configure_logging(settings, "gateway")
     work(settings, listener)

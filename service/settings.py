@@ -88,6 +88,21 @@ class WorkerSettings(_Group):
     metrics_port: int = Field(default=0, ge=0, le=65535)
 
 
+class TracingSettings(_Group):
+    """Where traces go: the base URL of an OTLP/HTTP receiver (`http://collector:4318`); none, no traces.
+
+    `sample_ratio` is for requests whose caller has not decided already.
+    """
+
+    url: str = Field(default="", pattern=r"^(https?://.+)?$")
+    sample_ratio: float = Field(default=1.0, ge=0, le=1)
+
+    @property
+    def traces_url(self) -> str:
+        """Where spans are posted."""
+        return f"{self.url.rstrip('/')}/v1/traces"
+
+
 class LimitSettings(_Group):
     """What a request may cost; each limit is named in the error of whoever breaks it."""
 
@@ -154,6 +169,7 @@ class Settings(BaseSettings):
     jobs: JobSettings = JobSettings()
     worker: WorkerSettings = WorkerSettings()
     limits: LimitSettings = LimitSettings()
+    tracing: TracingSettings = TracingSettings()
     auth: AuthSettings = AuthSettings()
     browsers: BrowserSettings = BrowserSettings()
 

@@ -23,6 +23,7 @@ from service.http.preferences import Preferences, allowed_seconds, preferences, 
 from service.jobs.record import Job, State, Submission
 from service.jobs.responses import job_response, media_response
 from service.jobs.results import upload_key
+from service.observability.tracing import traceparent
 from service.tasks.contract import (
     Context,
     Outcome,
@@ -61,6 +62,7 @@ async def dispatch(
         if not how.job:
             return await call.answer(parameters)
         job, replayed = await call.submit(parameters, how)
+        request.state.job = job.id
     # The upload is stored by now; its temporary file is not kept while the caller waits.
     return await _respond(request, gateway, job, how, replayed)
 
@@ -123,6 +125,7 @@ class _Call:
             idempotency_key=self._key,
             request_hash=await self._fingerprint() if self._key else "",
             request_id=self._request.state.request_id,
+            traceparent=traceparent(),
         )
         queue, store, upload = self._gateway.queue, self._gateway.store, self._upload
         if upload is None:

@@ -26,6 +26,7 @@ from service.jobs.consumer import Claim, Consumer, Lease, LeaseLost
 from service.jobs.metrics import WorkerMetrics
 from service.jobs.record import Job, JobError, JobProgress, JobResult
 from service.jobs.results import ResultStore
+from service.observability.tracing import attempt
 from service.settings import Settings
 from service.storage.store import Store
 from service.tasks.contract import Context, Pipeline, Progress, Upload
@@ -82,6 +83,8 @@ class Execution:
         self._log = _LOG.bind(
             job=claim.job.id,
             task=claim.job.task,
+            model=claim.job.model,
+            tenant=claim.submission.tenant,
             attempt=claim.job.attempt,
             request_id=claim.submission.request_id,
         )
@@ -95,6 +98,22 @@ class Execution:
 
     async def run(self) -> None:
         """Do the work, keeping the lease until the end is written."""
+        job, submission = self.claim.job, self.claim.submission
+        with attempt(
+            job.task,
+            submission.traceparent,
+            {
+                "vitrine.job": job.id,
+                "vitrine.model": job.model or "",
+                "vitrine.tenant": submission.tenant,
+                "vitrine.attempt": job.attempt,
+            },
+            queued=(job.created_at, job.started_at or job.created_at),
+        ) as span:
+            state = await self._run()
+            span.set_attribute("vitrine.state", state)
+
+    async def _run(self) -> str:
         started = time.monotonic()
         heartbeat = asyncio.create_task(self._keep_lease())
         try:
@@ -103,7 +122,7 @@ class Execution:
             self._log.warning("lease lost")
             with suppress(VitrineError):
                 await self._results.discard(self.claim.job.id, self.claim.job.attempt)
-            return
+            return "lease lost"
         finally:
             heartbeat.cancel()
             await asyncio.gather(heartbeat, return_exceptions=True)
@@ -115,6 +134,7 @@ class Execution:
             if self.claim.submission.upload_key is not None:
                 with suppress(VitrineError):  # the janitor comes past it later
                     await self._place.store.delete(self.claim.submission.upload_key)
+        return job.state
 
     async def _attempt(self) -> Callable[[], Awaitable[Job]]:
         """Run the pipeline and return the transition that ends this attempt."""

@@ -112,7 +112,7 @@ class Submission(_Model):
 
     The id is made before the job is, because the upload is stored first, at `uploads/<id>`.
     `request_hash` covers all that makes the request what it is (task, parameters, upload), and is
-    what an idempotency key is held against.
+    what an idempotency key is held against. `traceparent` is the trace that handed it in.
     """
 
     id: str = Field(default_factory=new_job_id)
@@ -127,6 +127,7 @@ class Submission(_Model):
     idempotency_key: str | None = None
     request_hash: str = ""
     request_id: str = ""
+    traceparent: str = ""
 
 
 class Event(_Model):

@@ -27,6 +27,7 @@ from service.jobs.janitor import Janitor
 from service.jobs.metrics import WorkerMetrics
 from service.jobs.queue import Queue
 from service.observability.logs import configure_logging
+from service.observability.tracing import tracing
 from service.settings import Settings
 from service.storage.store import Store
 from service.tasks.contract import Pipeline
@@ -218,8 +219,9 @@ async def _main(settings: Settings) -> None:
 def main() -> None:
     """Run the worker with the settings of the environment."""
     settings = Settings()
-    configure_logging(settings)
-    asyncio.run(_main(settings))
+    configure_logging(settings, "worker")
+    with tracing(settings.tracing, "worker"):
+        asyncio.run(_main(settings))
 
 
 if __name__ == "__main__":

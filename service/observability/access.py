@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import structlog
 from starlette.datastructures import MutableHeaders
@@ -11,14 +12,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.observability.metrics import Metrics
 from service.tasks.contract import Timings
 
-_PROBES = ("/livez", "/readyz", "/metrics")
+PROBES = ("/livez", "/readyz", "/metrics")
 _UNMATCHED = "unmatched"
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _log = structlog.stdlib.get_logger("vitrine.access")
 
 
 class AccessLog:
-    """Times requests. Endpoints leave `model` and `timings` in the request's state for it."""
+    """Times requests. Endpoints leave what `about` tells, and `timings`, in the request's state."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -52,17 +53,28 @@ class AccessLog:
         labels = (method, route, str(status), model)
         self._metrics.requests.labels(*labels).inc()
         self._metrics.request_duration.labels(*labels).observe(seconds)
-        line = _log.debug if route in _PROBES else _log.info
+        line = _log.debug if route in PROBES else _log.info
         line(
             "request",
             method=scope["method"],
             path=scope["path"],
             route=route,
             status=status,
-            model=model,
             ms=round(seconds * 1000, 2),
+            **about(scope),
             client=scope["client"][0] if scope.get("client") else None,
         )
+
+
+def about(scope: Scope) -> dict[str, Any]:
+    """Return what is known of a request beyond HTTP: its `model`, `tenant` and `job`, where it has them."""
+    state = scope["state"]
+    known = {
+        "model": state.get("model"),
+        "tenant": getattr(state.get("caller"), "tenant", None),
+        "job": state.get("job") or scope.get("path_params", {}).get("job_id"),
+    }
+    return {name: value for name, value in known.items() if value}
 
 
 def _server_timing(scope: Scope, elapsed: float) -> str:

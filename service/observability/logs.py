@@ -1,10 +1,15 @@
-"""JSON (or readable) log lines from our own code and from the libraries, through one pipe."""
+"""JSON (or readable) log lines from our own code and from the libraries, through one pipe.
+
+Every line has `timestamp`, `level`, `logger`, `event`, `part` (gateway, worker, supervisor) and `pid`;
+lines about a request or a job have the ids that docs/observability.md names.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 import orjson
 import structlog
@@ -12,13 +17,20 @@ import structlog
 from service.settings import Settings
 
 
-def configure_logging(settings: Settings) -> None:
-    """Send every log line of the process to stderr in the format that the settings name."""
+def configure_logging(settings: Settings, part: str, stream: TextIO | None = None) -> None:
+    """Send every log line of the process to `stream` (stderr) in the format that the settings name."""
+    sink = stream or sys.stderr
+    origin = {"part": part, "pid": os.getpid()}
+
+    def tell_origin(logger: Any, method: str, event: Any) -> Any:
+        return event | origin
+
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        tell_origin,
     ]
     renderer: list[structlog.typing.Processor]
     if settings.log_format == "json":
@@ -29,16 +41,14 @@ def configure_logging(settings: Settings) -> None:
     else:
         # The plain formatter: the rich one takes seconds and shows the values of all variables.
         plain = structlog.dev.plain_traceback
-        renderer = [
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)
-        ]
+        renderer = [structlog.dev.ConsoleRenderer(colors=sink.isatty(), exception_formatter=plain)]
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(sink)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

@@ -9,11 +9,11 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from service.settings import Settings
+from service.settings import Settings, TracingSettings
 from service.supervisor import embedded
 from service.supervisor.directory import DataDirectory
 from service.supervisor.supervisor import Part
-from service.triton.server import EXIT_S, remove_shared_memory
+from service.triton.server import EXIT_S, remove_shared_memory, trace_options
 
 # Beyond what a process grants its own running work.
 _MARGIN_S = 8.0
@@ -74,13 +74,17 @@ def triton(
     directory: DataDirectory,
     ports: embedded.TritonPorts,
     after_start: Callable[[], Awaitable[None]],
+    tracing: TracingSettings | None = None,
 ) -> Part:
     """Triton: SIGTERM makes it end its stubs, which a SIGKILL of it alone would leave behind."""
     embedded.write_backends(directory.backends)
     directory.repository.mkdir(parents=True, exist_ok=True)
     return Part(
         "triton",
-        embedded.triton_command(directory.repository, directory.backends, ports),
+        (
+            *embedded.triton_command(directory.repository, directory.backends, ports),
+            *(trace_options(tracing) if tracing is not None else ()),
+        ),
         embedded.triton_environment(),
         grace_s=EXIT_S + _MARGIN_S,
         death_signal=signal.SIGTERM,

@@ -83,6 +83,8 @@ class Stack:
         self._seen: set[str] = set()
         grpc, http, metrics, redis, worker = ports.free_ports(5)
         self._triton_ports = TritonPorts(grpc, http, metrics)
+        own_triton = options.triton_url is None
+        self._triton_metrics = f"http://127.0.0.1:{metrics}/metrics" if own_triton else None
         self._redis_port = redis
         self._worker_port = settings.worker.metrics_port or worker
         self.addresses = Addresses(
@@ -149,7 +151,7 @@ class Stack:
         add(parts.gateway(directory, self.addresses, settings, self._options.models))
         add(parts.worker(directory, self.addresses, settings, self._worker_port))
         if self._options.triton_url is None:
-            add(parts.triton(directory, self._triton_ports, self._load_models))
+            add(parts.triton(directory, self._triton_ports, self._load_models, settings.tracing))
             self.progress.models = await self._write_repository()
             self._chosen.set()
         else:
@@ -269,6 +271,7 @@ class Stack:
             "triton": self.addresses.triton,
             "redis": self.addresses.redis,
             "worker_metrics": f"http://127.0.0.1:{self._worker_port}/metrics",
+            "triton_metrics": self._triton_metrics,
             "pids": {
                 name: member.process.pid
                 for name, member in self._supervisor.members.items()

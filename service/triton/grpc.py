@@ -29,6 +29,7 @@ from service.errors import (
     TritonUnavailable,
     VitrineError,
 )
+from service.observability.tracing import client_span
 from service.settings import TritonSettings
 from service.triton.breaker import Breaker, State
 from service.triton.call import current
@@ -297,12 +298,13 @@ class TritonClient:
         self, model: str, message: pb.ModelInferRequest, seconds: float
     ) -> dict[str, Array]:
         self._pulse.check()
-        call = self._stub.ModelInfer(message, timeout=seconds)
-        try:
-            with self._pulse.watch(call):
-                return outputs(await call)
-        except grpc.aio.AioRpcError as error:
-            raise self._translated(model, error) from None
+        with client_span(f"infer {model}", {"vitrine.model": model}) as trace:
+            call = self._stub.ModelInfer(message, timeout=seconds, metadata=trace)
+            try:
+                with self._pulse.watch(call):
+                    return outputs(await call)
+            except grpc.aio.AioRpcError as error:
+                raise self._translated(model, error) from None
 
     def _limit_s(self, model: str) -> float:
         """Return how long one request to `model` may take, by the cost on its card."""
@@ -345,10 +347,13 @@ class TritonClient:
 
         seconds = current().remaining_s
         _schedule(message, model, seconds)
-        with self._breaker(model).watch(seconds):
+        with (
+            self._breaker(model).watch(seconds),
+            client_span(f"infer {model}", {"vitrine.model": model}) as trace,
+        ):
             self._pulse.check()
             call = self._stub.ModelStreamInfer(
-                once(), timeout=seconds if isfinite(seconds) else None
+                once(), timeout=seconds if isfinite(seconds) else None, metadata=trace
             )
             with self._pulse.watch(call):
                 async for response in self._responses(model, call):

@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from service.settings import TracingSettings
+
 EXIT_S = 10
 """Seconds that a stopping Triton gives running requests."""
 
@@ -29,6 +31,23 @@ def server_options(repository: Path, load: Iterable[str] = ()) -> tuple[str, ...
         f"--exit-timeout-secs={EXIT_S}",
         f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix(repository)}",
         "--log-format=ISO8601",
+    )
+
+
+def trace_options(settings: TracingSettings) -> tuple[str, ...]:
+    """Return the options by which a `tritonserver` takes part in traces; none while nothing is traced.
+
+    Rate 0: it traces what comes with a trace context, and nothing of its own accord.
+    """
+    if not settings.url:
+        return ()
+    return (
+        "--trace-config=mode=opentelemetry",
+        "--trace-config=level=TIMESTAMPS",
+        "--trace-config=rate=0",
+        f"--trace-config=opentelemetry,url={settings.traces_url}",
+        "--trace-config=opentelemetry,resource=service.name=vitrine-triton",
+        "--trace-config=opentelemetry,bsp_schedule_delay=1000",
     )
 
 

@@ -86,5 +86,5 @@ TRITON = cast(Triton, AlwaysReady())
 
 if __name__ == "__main__":
     settings = Settings()
-    configure_logging(settings)
+    configure_logging(settings, "worker")
     asyncio.run(work(settings, TRITON, PIPELINES))
