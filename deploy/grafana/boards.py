@@ -515,7 +515,7 @@ GPU = Dashboard(
                     most=1,
                 ),
                 Panel(
-                    "Memory",
+                    "GPU memory",
                     [
                         Query(f"nv_gpu_memory_used_bytes{{{_GPU}}}", "used {{gpu_uuid}}"),
                         Query(f"nv_gpu_memory_total_bytes{{{_GPU}}}", "total {{gpu_uuid}}"),
