@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,7 @@ class Probe:
         found["bytes [MiB] of storage"] = sum(sizes) / 2**20
         found["objects of storage"] = float(len(sizes))
         found["temporary files"] = float(len(list(_sizes(self._temporary))))
-        found["shared memory [MiB]"] = sum(_sizes(Path("/dev/shm"), "vitrine_*")) / 2**20
+        found["shared memory [MiB]"] = sum(_sizes(Path("/dev/shm"), "vitrine_")) / 2**20
         return found
 
     def _role(self, process: psutil.Process) -> str:
@@ -95,11 +96,13 @@ def _role(words: Sequence[str]) -> str:
     return ""
 
 
-def _sizes(directory: Path, pattern: str = "**/*") -> Iterable[int]:
-    for path in directory.glob(pattern):
-        with contextlib.suppress(OSError):
-            if path.is_file():
-                yield path.stat().st_size
+def _sizes(directory: Path, prefix: str = "") -> Iterable[int]:
+    """Yield the bytes of each file below `directory` that is still there when it is looked at."""
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            if name.startswith(prefix):
+                with contextlib.suppress(OSError):
+                    yield os.stat(os.path.join(folder, name)).st_size
 
 
 def trends(samples: Sequence[Sample], warm_up_s: float) -> list[Trend]:
