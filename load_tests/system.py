@@ -36,11 +36,14 @@ class System:
             "redis": ("redis-server",),
             "triton": ("tritonserver", "triton_python_backend_stub"),
         }[part]
-        return [
+        found = [
             child
             for child in self.supervisor.children(recursive=True)
             if any(sign in word for sign in signs for word in child.cmdline())
         ]
+        if part == "gateway":  # one of several processes tells no more than that it was spawned
+            found += [child for parent in list(found) for child in parent.children()]
+        return found
 
     def cpu_seconds(self, part: str) -> float:
         """Return the CPU time that the part's processes have used, user and system."""
@@ -62,16 +65,19 @@ class System:
 
 
 @contextlib.contextmanager
-def running(models: Sequence[str], prepare: Sequence[str] = ()) -> Iterator[System]:
+def running(
+    models: Sequence[str], prepare: Sequence[str] = (), arguments: Sequence[str] = ()
+) -> Iterator[System]:
     """Start `vitrine up` with `models` in a directory of its own and stop it at the end.
 
-    `prepare` is a command that gets the directory as its last argument and may write entries first.
+    `arguments` are further ones of `vitrine up`. `prepare` is a command that gets the directory as
+    its last argument and may write entries first.
     """
     with tempfile.TemporaryDirectory(prefix="vitrine-load-") as directory:
         if prepare:
             subprocess.run([*prepare, directory], check=True)
         command = [sys.executable, "-m", "service.cli.main", "up", "--port", "0"]
-        command += ["--data-dir", directory, "--models", ",".join(models)]
+        command += ["--data-dir", directory, "--models", ",".join(models), *arguments]
         with subprocess.Popen(
             command,
             stdout=subprocess.DEVNULL,

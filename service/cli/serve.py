@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import structlog
+
 from service.cli.output import console, fail, messages, settings
 from service.cli.start_view import models_table, ready_panel, view
+from service.observability.logs import configure_logging
 from service.settings import RedisSettings, Settings, TritonSettings
 from service.supervisor import ports
 from service.supervisor.directory import DataDirectory
 from service.supervisor.errors import StartError
 from service.supervisor.stack import Options, Stack, chosen_models
 
+_LOG = structlog.stdlib.get_logger("vitrine.supervisor")
 _DEFAULT_URL = "http://127.0.0.1:8000"
 
 
@@ -38,6 +43,10 @@ def serve(
         bound = host or configured.host
         chosen = ports.claim(bound, configured.port if port is None else port)
         directory.acquire()
+        directory.logs.mkdir(exist_ok=True)
+        # Opened with the first line: the logs of the run before are set aside until then.
+        log = logging.FileHandler(directory.logs / "supervisor.log", delay=True)
+        configure_logging(configured, "supervisor", log)
         options = Options(
             host=bound,
             port=chosen,
@@ -60,6 +69,7 @@ def _named(group: TritonSettings | RedisSettings) -> str | None:
 
 
 def _notify(part: str, event: str) -> None:
+    _LOG.warning(event, about=part)
     moment = time.strftime("%H:%M:%S")
     messages.print(f"{moment}  {part}: {event}", style="yellow", markup=False)
 
@@ -88,6 +98,7 @@ async def _serve(directory: DataDirectory, options: Options, configured: Setting
         screen.close()
         if starting.done():
             starting.result()
+            _LOG.info("up", url=stack.addresses.url, seconds=round(time.monotonic() - began, 1))
             _announce(stack, time.monotonic() - began)
             await stopping
         console.print("Stopping; Ctrl-C again to end everything at once.", style="dim")
@@ -97,6 +108,7 @@ async def _serve(directory: DataDirectory, options: Options, configured: Setting
         await asyncio.gather(starting, return_exceptions=True)
         await stack.stop()
         stopping.cancel()
+    _LOG.info("stopped")
     console.print("Stopped.", style="dim")
 
 

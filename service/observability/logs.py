@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import Any, TextIO
+from typing import Any
 
 import orjson
 import structlog
@@ -17,9 +17,12 @@ import structlog
 from service.settings import Settings
 
 
-def configure_logging(settings: Settings, part: str, stream: TextIO | None = None) -> None:
-    """Send every log line of the process to `stream` (stderr) in the format that the settings name."""
-    sink = stream or sys.stderr
+def configure_logging(
+    settings: Settings, part: str, handler: logging.Handler | None = None
+) -> None:
+    """Send every log line of the process to `handler` (default: stderr) in the format that the settings name."""
+    colours = handler is None and sys.stderr.isatty()
+    handler = handler or logging.StreamHandler(sys.stderr)
     origin = {"part": part, "pid": os.getpid()}
 
     def tell_origin(logger: Any, method: str, event: Any) -> Any:
@@ -41,14 +44,13 @@ def configure_logging(settings: Settings, part: str, stream: TextIO | None = Non
     else:
         # The plain formatter: the rich one takes seconds and shows the values of all variables.
         plain = structlog.dev.plain_traceback
-        renderer = [structlog.dev.ConsoleRenderer(colors=sink.isatty(), exception_formatter=plain)]
+        renderer = [structlog.dev.ConsoleRenderer(colors=colours, exception_formatter=plain)]
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(sink)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

@@ -151,3 +151,8 @@ def test_a_caller_may_leave_its_trace_out(service: Service, collector: Collector
 def test_probes_are_not_traced(service: Service) -> None:
     for path in ("/livez", "/readyz", "/metrics"):
         assert "traceresponse" not in service.client.get(path).headers
+
+
+def test_the_supervisor_logs_what_it_does(service: Service) -> None:
+    up = next(line for line in lines(service, "supervisor") if line["event"] == "up")
+    assert (up["part"], up["url"]) == ("supervisor", service.url)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,6 +81,20 @@ class Collector:
             time.sleep(0.05)
 
 
+def _with_ids_as_bytes(node: Any) -> Any:
+    """OTLP's JSON has ids in hexadecimal, where protobuf's own JSON has base64."""
+    if isinstance(node, list):
+        return [_with_ids_as_bytes(each) for each in node]
+    if isinstance(node, dict):
+        return {
+            key: base64.b64encode(bytes.fromhex(value)).decode()
+            if key in ("traceId", "spanId", "parentSpanId")
+            else _with_ids_as_bytes(value)
+            for key, value in node.items()
+        }
+    return node
+
+
 def _values(pairs: Any) -> dict[str, Any]:
     return {pair.key: getattr(pair.value, str(pair.value.WhichOneof("value"))) for pair in pairs}
 
@@ -94,7 +110,7 @@ def collecting() -> Iterator[Collector]:
                 body = gzip.decompress(body)
             message = ExportTraceServiceRequest()
             if self.headers["Content-Type"].startswith("application/json"):
-                json_format.Parse(body, message)
+                json_format.ParseDict(_with_ids_as_bytes(json.loads(body)), message)
             else:
                 message.ParseFromString(body)
             assert self.path == "/v1/traces"
