@@ -7,18 +7,24 @@ alpha over white, the high byte of 16-bit samples, CMYK converted.
 
 from __future__ import annotations
 
-from io import BytesIO
+import warnings
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from service.errors import BadInput, PayloadTooLarge, UnsupportedMedia
+from service.media.budget import Budget, MeteredBytes
+from service.media.jpeg import check_scans
 from service.media.sniff import HEAD_BYTES, sniff
+from service.settings import LimitSettings
 from service.triton.cards import ImageInput
 
 # The service's own limit, checked on the header, replaces Pillow's process-wide one.
 Image.MAX_IMAGE_PIXELS = None
+
+# What Pillow finds odd in an upload is its sender's concern and nothing for the log.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 # Pillow's names of the formats that are taken.
 FORMATS = {
@@ -55,16 +61,20 @@ _TURNS = {
 _LONGEST_RESIZED = 32
 
 
-def decode_image(data: bytes, max_pixels: int) -> Image.Image:
+def decode_image(data: bytes, limits: LimitSettings) -> Image.Image:
     """Return the picture in `data`, upright, in mode RGB.
 
     Raises UnsupportedMedia (`unsupported_media`: no picture, or a format not taken), BadInput
-    (`corrupt_image`: truncated or broken), PayloadTooLarge (`too_many_pixels`).
+    (`corrupt_image`: truncated or broken), PayloadTooLarge (`too_many_pixels`; `too_complex`: takes
+    too long to decode).
     """
     name = _format(data)
+    if name == "JPEG":
+        check_scans(data)
     try:
-        image: Image.Image = Image.open(BytesIO(data), formats=(name,))
-        _check_size(image.size, max_pixels)
+        file = MeteredBytes(data, Budget(limits.decode_seconds))
+        image: Image.Image = Image.open(file, formats=(name,))
+        _check_size(image.size, limits.image_pixels)
         image.load()
         # TIFF turns itself while loading and then no longer says that it must be turned.
         turn = _TURNS.get(_orientation(image))

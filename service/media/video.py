@@ -8,51 +8,27 @@ At no time is more than one frame held, however long the clip.
 
 from __future__ import annotations
 
-import os
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from io import BytesIO
 from pathlib import Path
 
-import av
 import numpy as np
 from av.container import InputContainer
-from av.error import FFmpegError, InvalidDataError
+from av.error import InvalidDataError
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from PIL import Image
 
-from service.errors import BadInput, PayloadTooLarge, UnsupportedMedia
-from service.media.sniff import HEAD_BYTES, sniff
+from service.errors import BadInput, PayloadTooLarge
+from service.media.budget import Budget
+from service.media.container import check_pixels, opened, packets
 from service.settings import LimitSettings
-
-# FFmpeg's demuxer of each container. It is fixed by the magic bytes and never probed, so that no
-# upload can be read as a playlist that names other files or addresses.
-_DEMUXERS = {
-    "video/mp4": "mov",
-    "video/quicktime": "mov",
-    "video/webm": "matroska",
-    "video/x-matroska": "matroska",
-    "video/x-msvideo": "avi",
-    "video/x-flv": "flv",
-    "video/ogg": "ogg",
-    "video/mpeg": "mpeg",
-    "video/mp2t": "mpegts",
-}
-
-_CODECS = frozenset(
-    ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg2video", "mpeg1video", "mjpeg", "theora")
-)
 
 # More frames a second than any camera's, times the seconds allowed, bounds the index.
 _FASTEST = 240
-
-# Each thread of a decoder holds a frame of its own.
-_THREADS = min(4, os.cpu_count() or 1)
 
 _TURNS = {
     90: Image.Transpose.ROTATE_90,
@@ -91,16 +67,17 @@ def probe(source: bytes | Path, limits: LimitSettings) -> VideoIndex:
 
     Raises UnsupportedMedia (`unsupported_media`, `unsupported_codec`), BadInput (`corrupt_video`,
     `no_video_stream`, `no_frames`), PayloadTooLarge (`video_too_long`, `too_many_pixels`,
-    `too_many_frames`).
+    `too_many_frames`, `too_complex`).
     """
-    with _opened(source) as (container, stream):
-        _check_pixels(stream.codec_context.width, stream.codec_context.height, limits)
+    budget = Budget(limits.decode_seconds)
+    with opened(source, limits, budget) as (container, stream):
+        check_pixels(stream.codec_context.width, stream.codec_context.height, limits)
         _check_seconds(_announced_seconds(container, stream), limits)
         time_base = stream.time_base or Fraction(1, 90_000)
         most = int(limits.video_seconds * _FASTEST)
         timestamps, keyframes = array("q"), array("q")
         held, frames, last_duration, timed = 0, 0, 0, True
-        for packet in container.demux(stream):
+        for packet in packets(container, stream, budget):
             # The last packet only tells the end. An edit list's discarded ones come but are not shown.
             held += packet.dts is not None or packet.size > 0
             if packet.size == 0 or packet.is_discard:
@@ -141,7 +118,7 @@ def probe(source: bytes | Path, limits: LimitSettings) -> VideoIndex:
             fps = announced or 25.0
             duration = frames / fps
         _check_seconds(duration, limits)
-    first = next(_decoded(source, limits), None)
+    first = next(_decoded(source, limits, budget), None)
     if first is None:
         raise BadInput("no frame of the video can be decoded", code="corrupt_video")
     rotation = first.rotation % 360
@@ -168,15 +145,16 @@ def sampled_frames(
     """Yield the frames with the numbers `wanted` (ascending) one by one.
 
     A frame that cannot be decoded gives way to the next one that can, or is left out at the end.
-    Raises BadInput (`corrupt_video`) if none can, PayloadTooLarge (`too_many_pixels`).
+    Raises BadInput (`corrupt_video`) if none can, PayloadTooLarge (`too_many_pixels`, `too_complex`).
     """
+    budget = Budget(limits.decode_seconds)
     if not index.timestamps:
-        yield from _counted_frames(source, index, wanted, limits)
+        yield from _counted_frames(source, index, wanted, limits, budget)
         return
     found = False
-    with _opened(source) as (container, stream):
+    with opened(source, limits, budget) as (container, stream):
         targets = [index.timestamps[i] for i in wanted]
-        decoder = _Decoder(container, stream, frozenset(targets), limits)
+        decoder = _Decoder(container, stream, frozenset(targets), limits, budget)
         for target in targets:
             if decoder.position is not None and target <= decoder.position:
                 continue
@@ -186,7 +164,9 @@ def sampled_frames(
             found = True
             number = min(bisect_left(index.timestamps, frame.pts), index.frames - 1)
             time_s = float((frame.pts - index.timestamps[0]) * index.time_base)
-            yield Frame(number, time_s, _upright(frame))
+            shown = Frame(number, time_s, _upright(frame))
+            with budget.paused():
+                yield shown
     if not found:
         raise BadInput("no frame of the video can be decoded", code="corrupt_video")
 
@@ -213,11 +193,13 @@ class _Decoder:
         stream: VideoStream,
         wanted: frozenset[int],
         limits: LimitSettings,
+        budget: Budget,
     ) -> None:
         self._container = container
         self._stream = stream
         self._wanted = wanted
         self._limits = limits
+        self._budget = budget
         self._frames = self._decode()
         self.position: int | None = None
 
@@ -234,7 +216,7 @@ class _Decoder:
 
     def _decode(self) -> Iterator[VideoFrame]:
         context = self._stream.codec_context
-        for packet in self._container.demux(self._stream):
+        for packet in packets(self._container, self._stream, self._budget):
             needed = packet.size == 0 or packet.pts in self._wanted
             context.skip_frame = "DEFAULT" if needed else "NONREF"
             try:
@@ -242,79 +224,41 @@ class _Decoder:
             except InvalidDataError:
                 continue
             for frame in frames:
-                _check_pixels(frame.width, frame.height, self._limits)
+                check_pixels(frame.width, frame.height, self._limits)
                 yield frame
 
 
 def _counted_frames(
-    source: bytes | Path, index: VideoIndex, wanted: Sequence[int], limits: LimitSettings
+    source: bytes | Path,
+    index: VideoIndex,
+    wanted: Sequence[int],
+    limits: LimitSettings,
+    budget: Budget,
 ) -> Generator[Frame, None, None]:
     """Yield frames of a container without time stamps: all are decoded and counted."""
     numbers, found = frozenset(wanted), False
-    for number, frame in enumerate(_decoded(source, limits)):
+    for number, frame in enumerate(_decoded(source, limits, budget)):
         if number in numbers:
             found = True
-            yield Frame(number, number / index.fps, _upright(frame))
+            shown = Frame(number, number / index.fps, _upright(frame))
+            with budget.paused():
+                yield shown
         if number >= wanted[-1]:
             break
     if not found:
         raise BadInput("no frame of the video can be decoded", code="corrupt_video")
 
 
-def _decoded(source: bytes | Path, limits: LimitSettings) -> Iterator[VideoFrame]:
-    with _opened(source) as (container, stream):
-        for packet in container.demux(stream):
+def _decoded(source: bytes | Path, limits: LimitSettings, budget: Budget) -> Iterator[VideoFrame]:
+    with opened(source, limits, budget) as (container, stream):
+        for packet in packets(container, stream, budget):
             try:
                 frames = packet.decode()
             except InvalidDataError:
                 continue
             for frame in frames:
-                _check_pixels(frame.width, frame.height, limits)
+                check_pixels(frame.width, frame.height, limits)
                 yield frame
-
-
-@contextmanager
-def _opened(source: bytes | Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    demuxer = _demuxer(source)
-    file = BytesIO(source) if isinstance(source, bytes) else str(source)
-    try:
-        with av.open(file, mode="r", format=demuxer) as container:
-            if not container.streams:
-                raise BadInput("the video's header is truncated or broken", code="corrupt_video")
-            if not container.streams.video:
-                raise BadInput("the file has no video stream", code="no_video_stream")
-            stream = container.streams.video[0]
-            _check_codec(stream)
-            stream.thread_type = "AUTO"
-            stream.codec_context.thread_count = _THREADS
-            yield container, stream
-    except FFmpegError as error:
-        raise BadInput(
-            f"the video is truncated or broken: {error.strerror}", code="corrupt_video"
-        ) from error
-
-
-def _demuxer(source: bytes | Path) -> str:
-    if isinstance(source, bytes):
-        head = source[:HEAD_BYTES]
-    else:
-        with source.open("rb") as file:
-            head = file.read(HEAD_BYTES)
-    known = sniff(head)
-    if known is None or known[1] not in _DEMUXERS:
-        found = f"is {known[1]}" if known else "is no video"
-        raise UnsupportedMedia(f"the upload {found}; videos are taken as {', '.join(_DEMUXERS)}")
-    return "mpegvideo" if head.startswith(b"\0\0\x01\xb3") else _DEMUXERS[known[1]]
-
-
-def _check_codec(stream: VideoStream) -> None:
-    # FFmpeg has no decoder where the context is None.
-    name = stream.codec_context.codec.canonical_name if stream.codec_context else "unknown"
-    if name not in _CODECS:
-        raise UnsupportedMedia(
-            f"video codec {name!r} is not taken; taken are {', '.join(sorted(_CODECS))}",
-            code="unsupported_codec",
-        )
 
 
 def _announced_seconds(container: InputContainer, stream: VideoStream) -> float:
@@ -329,16 +273,6 @@ def _check_seconds(seconds: float, limits: LimitSettings) -> None:
             f"the video lasts {seconds:.1f} s; the limit is {limits.video_seconds:g} s",
             code="video_too_long",
             limit={"name": "video_seconds", "seconds": limits.video_seconds},
-        )
-
-
-def _check_pixels(width: int, height: int, limits: LimitSettings) -> None:
-    if width * height > limits.video_pixels:
-        raise PayloadTooLarge(
-            f"the video's frames have {width} x {height} = {width * height:,} pixels; "
-            f"the limit is {limits.video_pixels:,}",
-            code="too_many_pixels",
-            limit={"name": "video_pixels", "pixels": limits.video_pixels},
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -44,10 +44,12 @@ def write_clip(
     options: dict[str, str] | None = None,
     sound: bool = False,
     trimmed: int = 0,
+    draw: Callable[[int, int, int], np.ndarray] = numbered,
 ) -> Path:
     """Write a clip; `times` are the frames' own times in milliseconds (variable frame rate).
 
-    The first `trimmed` frames are in the file, but an edit list says not to show them.
+    The first `trimmed` frames are in the file, but an edit list says not to show them. `draw` makes
+    the pixels of a frame of its number, width and height.
     """
     muxing = {"movflags": "faststart"} if path.suffix == ".mp4" else {}
     if trimmed:
@@ -65,7 +67,7 @@ def write_clip(
             stream.codec_context.time_base = _MILLISECOND
         track = _sound_stream(container) if sound else None
         for number in range(frames):
-            frame = av.VideoFrame.from_ndarray(numbered(number, *size), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(draw(number, *size), format="rgb24")
             if trimmed:
                 frame.pts, frame.time_base = number - trimmed, Fraction(1, fps)
             if times is not None:

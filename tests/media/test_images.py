@@ -22,9 +22,10 @@ from service.media.images import (
     shorter_side_size,
     to_model_input,
 )
+from service.settings import LimitSettings
 from service.triton.cards import ImageInput
 
-MANY = 64_000_000
+LIMITS = LimitSettings()
 
 
 def encoded(image: Image.Image, format: str, **options: object) -> bytes:
@@ -34,7 +35,7 @@ def encoded(image: Image.Image, format: str, **options: object) -> bytes:
 
 
 def decoded(data: bytes) -> np.ndarray:
-    image = decode_image(data, MANY)
+    image = decode_image(data, LIMITS)
     assert image.mode == "RGB"
     return np.asarray(image)
 
@@ -120,7 +121,7 @@ def test_sixteen_bit_rgb_keeps_the_high_byte() -> None:
 
 def test_thirty_two_bit_samples_are_refused() -> None:
     with pytest.raises(UnsupportedMedia, match="32-bit"):
-        decode_image(encoded(Image.new("F", (8, 8), 0.5), "TIFF"), MANY)
+        decode_image(encoded(Image.new("F", (8, 8), 0.5), "TIFF"), LIMITS)
 
 
 def test_palette_and_bilevel_and_grey(photograph: Image.Image) -> None:
@@ -149,7 +150,7 @@ def test_the_first_frame_of_an_animation(format: str, options: dict[str, object]
 
 
 def test_a_single_pixel() -> None:
-    picture = decode_image(encoded(Image.new("RGB", (1, 1), "red"), "PNG"), MANY)
+    picture = decode_image(encoded(Image.new("RGB", (1, 1), "red"), "PNG"), LIMITS)
     for resize in ("squash", "shorter-side"):
         contract = ImageInput(height=8, width=8, resize=resize, interpolation="bicubic")
         assert (to_model_input(picture, contract) == np.array([255, 0, 0])[:, None, None]).all()
@@ -162,21 +163,21 @@ def test_a_single_pixel() -> None:
 def test_a_truncated_picture_is_corrupt(photograph: Image.Image, format: str) -> None:
     file = encoded(photograph, format)
     with pytest.raises(BadInput) as caught:
-        decode_image(file[: len(file) // 2], MANY)
+        decode_image(file[: len(file) // 2], LIMITS)
     assert caught.value.stable_code == "corrupt_image"
 
 
 @pytest.mark.parametrize("format", FORMATS.values())
 def test_a_header_alone_is_corrupt(photograph: Image.Image, format: str) -> None:
     with pytest.raises(BadInput) as caught:
-        decode_image(encoded(photograph, format)[:24], MANY)
+        decode_image(encoded(photograph, format)[:24], LIMITS)
     assert caught.value.stable_code == "corrupt_image"
 
 
 @pytest.mark.parametrize("data", [b"", b"hello, world", b"%PDF-1.7 ...", b"\0" * 4096])
 def test_what_is_no_picture_is_unsupported(data: bytes) -> None:
     with pytest.raises(UnsupportedMedia) as caught:
-        decode_image(data, MANY)
+        decode_image(data, LIMITS)
     assert (caught.value.status, caught.value.stable_code) == (415, "unsupported_media")
 
 
@@ -188,9 +189,12 @@ def test_too_many_pixels_are_refused_by_the_header() -> None:
         for kind, part in ((b"IHDR", body), (b"IDAT", zlib.compress(bytes(100_000))))
     )
     with pytest.raises(PayloadTooLarge) as caught:
-        decode_image(file, MANY)
+        decode_image(file, LIMITS)
     assert (caught.value.status, caught.value.stable_code) == (413, "too_many_pixels")
-    assert caught.value.problem()["limit"] == {"name": "image_pixels", "pixels": MANY}
+    assert caught.value.problem()["limit"] == {
+        "name": "image_pixels",
+        "pixels": LIMITS.image_pixels,
+    }
     assert "64,000,000" in caught.value.message
 
 
@@ -203,7 +207,7 @@ def test_garbage_in_a_file_is_a_clear_refusal_or_a_picture(
     file = bytearray(encoded(Image.linear_gradient("L").convert("RGB").resize((40, 30)), format))
     file[at : at + len(junk)] = junk
     try:
-        image = decode_image(bytes(file), 1_000_000)
+        image = decode_image(bytes(file), LimitSettings(image_pixels=1_000_000))
     except (BadInput, UnsupportedMedia, PayloadTooLarge):
         return
     assert image.mode == "RGB"

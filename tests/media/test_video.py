@@ -132,9 +132,9 @@ def test_only_the_way_from_the_keyframe_is_decoded(
     source = write_clip(tmp_path / "a.mp4", frames=75, gop=10, options={"crf": "10", "bf": "0"})
     index = probe(source, LIMITS)
     decoded = []
-    check = video._check_pixels
+    check = video.check_pixels
     monkeypatch.setattr(
-        video, "_check_pixels", lambda w, h, limits: (decoded.append(w), check(w, h, limits))
+        video, "check_pixels", lambda w, h, limits: (decoded.append(w), check(w, h, limits))
     )
     frames = list(sampled_frames(source, index, [12, 65], LIMITS))
     assert [number_of(frame.image) for frame in frames] == [12, 65]

@@ -8,10 +8,11 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import BadInput, UnsupportedMedia
+from service.errors import InvalidParameter, UnsupportedMedia
 from service.media.images import decode_image, to_model_input
 from service.media.sniff import HEAD_BYTES, sniff
 from service.media.threads import in_thread
+from service.settings import LimitSettings
 from service.tasks.classify.schemas import Classification, ClassifyParameters, Prediction
 from service.tasks.contract import Context, Outcome, Pipeline, Report, Upload
 from service.tasks.schemas import Size, origin, probability
@@ -37,10 +38,10 @@ class Classify(Pipeline[ClassifyParameters]):
     ) -> Outcome:
         card = await context.triton.resolve(Task.CLASSIFICATION, parameters.model)
         if upload is None:
-            raise BadInput("classification needs a picture", code="missing_input")
+            raise InvalidParameter("classification needs a picture", code="missing_input")
         started = perf_counter()
         pixels, size = await in_thread(
-            _model_input, upload, card.image or ImageInput(), context.settings.limits.image_pixels
+            _model_input, upload, card.image or ImageInput(), context.settings.limits
         )
         decoded = perf_counter()
         context.timings.add("decode", decoded - started)
@@ -69,10 +70,10 @@ def best(scores: NDArray[np.float32], card: Card, count: int) -> list[Prediction
 
 
 def _model_input(
-    upload: Upload, contract: ImageInput, max_pixels: int
+    upload: Upload, contract: ImageInput, limits: LimitSettings
 ) -> tuple[NDArray[np.uint8], Size]:
     known = sniff(upload.head(HEAD_BYTES))
     if known is not None and known[0] == "video":
         raise UnsupportedMedia("the upload is a video; no model served here classifies videos")
-    image = decode_image(upload.read(), max_pixels)
+    image = decode_image(upload.read(), limits)
     return to_model_input(image, contract), Size(width=image.width, height=image.height)

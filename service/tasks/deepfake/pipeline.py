@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.errors import BadInput, InvalidParameter, ModelFailed, UnsupportedMedia
+from service.errors import InvalidParameter, ModelFailed, UnsupportedMedia
 from service.media.faces import Box, crop_face, detect_faces, detection_input, sharpness
 from service.media.images import decode_image
 from service.media.sniff import HEAD_BYTES, sniff
@@ -77,7 +77,9 @@ class DetectDeepfake(Pipeline[DeepfakeParameters]):
         report: Report,
     ) -> Outcome:
         if upload is None:
-            raise BadInput("deepfake detection needs a video or a picture", code="missing_input")
+            raise InvalidParameter(
+                "deepfake detection needs a video or a picture", code="missing_input"
+            )
         card, detector = await together(
             (
                 context.triton.resolve(Task.DEEPFAKE, parameters.model),
@@ -108,7 +110,7 @@ def _open(upload: Upload, frames: int, limits: LimitSettings) -> _Clip:
     if known is None:
         raise UnsupportedMedia("the upload is neither a picture nor a video of a known format")
     if known[0] == "image":
-        image = decode_image(upload.read(), limits.image_pixels)
+        image = decode_image(upload.read(), limits)
         return _Clip(None, image.size, [0], (frame for frame in [Frame(0, 0.0, image)]))
     index = probe(upload.data, limits)
     wanted = linspace_indices(index.frames, frames)
