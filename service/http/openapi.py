@@ -31,7 +31,7 @@ NARROWER_CODES: dict[int, tuple[str, ...]] = {
     ),
     404: ("no_model_for_task", "model_of_another_task", "file_not_found", "result_expired"),
     409: ("request_in_progress",),
-    413: ("too_many_pixels", "too_many_frames", "video_too_long"),
+    413: ("too_many_pixels", "too_many_frames", "video_too_long", "too_complex"),
     415: ("unsupported_codec",),
     422: ("missing_input",),
     401: ("missing_key", "invalid_key", "key_expired", "key_revoked"),
