@@ -102,11 +102,15 @@ class Exposition:
         self.silent: set[str] = set()
 
     def add(self, text: str) -> None:
+        written = set(re.findall(r"^(\w+)[{ ]", text, re.MULTILINE))
         for family in text_string_to_metric_families(text):
             if not family.samples:
                 self.silent.add(f"{family.name}_total" if family.type == "counter" else family.name)
             for sample in family.samples:
-                self.labels.setdefault(sample.name, set()).update(sample.labels)
+                # The parser adds _total to counters that Triton names otherwise.
+                bare = sample.name.removesuffix("_total")
+                name = sample.name if sample.name in written else bare
+                self.labels.setdefault(name, set()).update(sample.labels)
 
     def lacks(self, wanted: Asked) -> list[str]:
         """Return what is asked for and is not there. Families without samples have no labels yet."""
