@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import importlib
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import structlog
 import uvicorn
 from fastapi import FastAPI
 from sse_starlette.sse import AppStatus
 
 from service import processes
+from service.auth.exposure import Exposed, refuse_exposure
 from service.deps import open_gateway
+from service.errors import RedisUnavailable
 from service.http import problems
 from service.http.middleware import BodyLimit, Faults, RequestId, SecurityHeaders
 from service.http.openapi import complete
@@ -32,6 +37,8 @@ from service.tasks.deepfake.endpoints import router as deepfake
 from service.tasks.generate.endpoints import router as generate
 from service.triton.endpoints import router as models
 from service.web.endpoints import mount_pages
+
+_log = structlog.stdlib.get_logger("vitrine.gateway")
 
 _DESCRIPTION = """
 The networks of 52 vision papers behind one API.
@@ -163,6 +170,13 @@ def main() -> None:
     workers = parser.parse_args().workers
     settings = Settings() if workers is None else Settings(gateway_workers=workers)
     configure_logging(settings, "gateway")
+    try:
+        asyncio.run(refuse_exposure(settings))
+    except Exposed as refusal:
+        sys.exit(f"error: {refusal}")
+    except RedisUnavailable:
+        # No danger: every call needs a key, and none can be looked up yet.
+        _log.warning("whether there are API keys is not known yet: Redis does not answer")
     if settings.gateway_workers == 1:
         server(settings).run()
     else:

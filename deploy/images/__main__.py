@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from deploy.images import stand_in
-from deploy.images.buildah import Missing, buildah, exists, require, root_of
 from deploy.images.build import base, build, image
+from deploy.images.buildah import Missing, buildah, exists, require, root_of
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_address
 
 from service.auth.store import KeyStore
+from service.jobs.connection import Connection
 from service.settings import Settings
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
@@ -30,11 +31,18 @@ def key_required(settings: Settings) -> bool:
     return not is_loopback(settings.host) if required is None else required
 
 
-async def refuse_exposure(settings: Settings, store: KeyStore) -> None:
+def may_lack_keys(settings: Settings) -> bool:
+    """Whether there has to be a key in Redis, so that somebody may call at all."""
+    return key_required(settings) and settings.auth.admin_key is None
+
+
+async def refuse_exposure(settings: Settings) -> None:
     """Raise Exposed where keys are required and none is in force. Raises RedisUnavailable."""
-    if not key_required(settings) or settings.auth.admin_key is not None:
+    if not may_lack_keys(settings):
         return
-    if any(key.in_force for key in await store.list()):
+    async with Connection(settings.redis, settings.jobs) as connection:
+        keys = await KeyStore(connection, settings.redis.connect_timeout_s).list()
+    if any(key.in_force for key in keys):
         return
     reason = (
         f"{settings.host or 'every address'} is reached from other machines, so callers need an API key"

@@ -10,6 +10,7 @@ from service.cli.delegate import delegate
 from service.cli.doctor import doctor
 from service.cli.generate import generate
 from service.cli.jobs import jobs
+from service.cli.keys import keys
 from service.cli.models import models
 from service.cli.up import up
 
@@ -36,6 +37,7 @@ app.command()(deepfake)
 app.add_typer(generate, name="generate")
 app.add_typer(jobs, name="jobs")
 app.add_typer(models, name="models")
+app.add_typer(keys, name="keys")
 delegate(app)
 
 

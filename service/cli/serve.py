@@ -12,14 +12,17 @@ from typing import Literal
 
 import structlog
 
+from service.auth.exposure import Exposed, may_lack_keys, refuse_exposure
 from service.cli.output import console, fail, messages, settings
 from service.cli.start_view import models_table, ready_panel, view
+from service.errors import RedisUnavailable
 from service.observability.logs import configure_logging
 from service.settings import RedisSettings, Settings, TritonSettings
 from service.supervisor import ports
 from service.supervisor.directory import DataDirectory
 from service.supervisor.errors import StartError
 from service.supervisor.stack import Options, Stack, chosen_models
+from service.supervisor.standing import standing_redis
 
 _LOG = structlog.stdlib.get_logger("vitrine.supervisor")
 _DEFAULT_URL = "http://127.0.0.1:8000"
@@ -32,12 +35,16 @@ def serve(
     models: Sequence[str],
     device: Literal["auto", "cpu", "cuda"],
     workers: int | None,
+    auth: bool | None,
     timeout_s: float,
 ) -> None:
     """Run the service until it is told to stop; None means what the settings say."""
     configured = settings()
     if workers is not None:
         configured = configured.model_copy(update={"gateway_workers": workers})
+    if auth is not None:
+        required = configured.auth.model_copy(update={"required": auth})
+        configured = configured.model_copy(update={"auth": required})
     directory = DataDirectory(data_dir or configured.data_dir)
     try:
         bound = host or configured.host
@@ -56,9 +63,12 @@ def serve(
             redis_url=_named(configured.redis),
             timeout_s=timeout_s,
         )
+        asyncio.run(_refuse_exposure(directory, options, configured))
         asyncio.run(_serve(directory, options, configured))
     except StartError as error:
         fail(str(error), error.log)
+    except (Exposed, RedisUnavailable) as error:
+        fail(str(error))
     finally:
         directory.release()
 
@@ -66,6 +76,19 @@ def serve(
 def _named(group: TritonSettings | RedisSettings) -> str | None:
     """Return the URL of a server if the user named one."""
     return group.url if "url" in group.model_fields_set else None
+
+
+async def _refuse_exposure(
+    directory: DataDirectory, options: Options, configured: Settings
+) -> None:
+    """Raise Exposed where callers need a key and there is none."""
+    bound = configured.model_copy(update={"host": options.host})
+    if options.redis_url is not None:
+        await refuse_exposure(bound)
+    elif may_lack_keys(bound):
+        async with standing_redis(directory) as url:
+            redis = configured.redis.model_copy(update={"url": url})
+            await refuse_exposure(bound.model_copy(update={"redis": redis}))
 
 
 def _notify(part: str, event: str) -> None:

@@ -38,6 +38,14 @@ def up(
         int | None,
         typer.Option(help="Processes that answer HTTP on the port.", min=1, show_default="1"),
     ] = None,
+    auth: Annotated[
+        bool | None,
+        typer.Option(
+            "--auth/--no-auth",
+            help="Whether callers need an API key; see: vitrine keys --help.",
+            show_default="only where other machines reach the address",
+        ),
+    ] = None,
     timeout: Annotated[
         float, typer.Option(help="Seconds to wait for everything to be ready.", min=1)
     ] = 600.0,
@@ -49,6 +57,7 @@ def up(
       vitrine up                                  at http://127.0.0.1:8000
       vitrine up --port 9000 --data-dir ./data    elsewhere
       vitrine up --models convnext-demo,mtcnn     load only these at first
+      vitrine up --host 0.0.0.0                   for others, who need a key: vitrine keys create
       vitrine up --workers 4                      when one core is not enough for the API
 
     \b
@@ -60,4 +69,4 @@ def up(
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
     from service.cli.serve import serve
 
-    serve(port, host, data_dir, models or [], device, workers, timeout)
+    serve(port, host, data_dir, models or [], device, workers, auth, timeout)

@@ -124,6 +124,8 @@ def gateway(
         **own_environment(directory, addresses),
         "VITRINE_GATEWAY_WORKERS": str(settings.gateway_workers),
     }
+    if settings.auth.required is not None:
+        environment["VITRINE_AUTH__REQUIRED"] = json.dumps(settings.auth.required)
     if models is not None:
         environment["VITRINE_TRITON__REQUIRED_MODELS"] = json.dumps(models)
     return Part(
