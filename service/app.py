@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import FrameType
 from typing import Any
 
 import structlog
@@ -18,10 +19,10 @@ from sse_starlette.sse import AppStatus
 
 from service import processes
 from service.auth.exposure import Exposed, refuse_exposure
-from service.deps import open_gateway
+from service.deps import Gateway, open_gateway
 from service.errors import RedisUnavailable
 from service.http import problems
-from service.http.middleware import BodyLimit, Faults, RequestId, SecurityHeaders
+from service.http.middleware import BodyLimit, Faults, Leaving, RequestId, SecurityHeaders
 from service.http.openapi import complete
 from service.http.origin import cross_origin
 from service.jobs.endpoints import router as jobs
@@ -98,6 +99,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(cross_origin, settings=settings)
     app.add_middleware(RateHeaders)
     app.add_middleware(SecurityHeaders)
+    app.add_middleware(Leaving)
     app.add_middleware(AccessLog, metrics=metrics)
     app.add_middleware(Tracing)
     app.add_middleware(RequestId)
@@ -116,17 +118,47 @@ def _describe(app: FastAPI) -> None:
 
 
 class Server(uvicorn.Server):
-    """uvicorn that tells the gateway when it stops accepting, so that streams end by themselves."""
+    """uvicorn that ends in two steps, and tells the gateway of each.
+
+    Told to end, it first goes on for `delay_s`, with the gateway `leaving`: a balancer learns from
+    `/readyz` to send its requests elsewhere. Then it stops accepting, with the gateway `draining`,
+    so that streams end by themselves. A second signal skips the rest of the delay.
+    """
+
+    def __init__(self, config: uvicorn.Config, delay_s: float) -> None:
+        super().__init__(config)
+        self._delay_s = delay_s
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._loop = asyncio.get_running_loop()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        loop, self._loop = self._loop, None
+        if loop is None:
+            super().handle_exit(sig, frame)
+        else:  # as a signal's handler it may run in the middle of anything
+            loop.call_soon_threadsafe(self._leave, loop, sig)
+
+    def _leave(self, loop: asyncio.AbstractEventLoop, sig: int) -> None:
+        self._gateway.leaving.set()
+        loop.call_later(self._delay_s, super().handle_exit, sig, None)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        app: Any = self.config.app
-        app.state.gateway.draining.set()
+        self._gateway.leaving.set()
+        self._gateway.draining.set()
         await super().shutdown(sockets)
+
+    @property
+    def _gateway(self) -> Gateway:
+        app: Any = self.config.app
+        found: Gateway = app.state.gateway
+        return found
 
 
 def server(settings: Settings) -> Server:
-    """Return the HTTP server. On SIGTERM it stops accepting and gives running requests
-    `limits.drain_seconds`."""
+    """Return the HTTP server. SIGTERM makes it leave as `LimitSettings` says."""
     # Streams are ended by the gateway's own draining; the library's watcher would cut them.
     AppStatus.enable_automatic_graceful_drain = False
     config = uvicorn.Config(
@@ -142,7 +174,7 @@ def server(settings: Settings) -> Server:
         server_header=False,
         timeout_graceful_shutdown=round(settings.limits.drain_seconds),
     )
-    return Server(config)
+    return Server(config, settings.limits.drain_delay_seconds)
 
 
 def serve(settings: Settings, listener: socket.socket) -> None:

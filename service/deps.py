@@ -29,7 +29,10 @@ _PATIENCE_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """The parts of one running gateway. `draining` is set once it accepts no more requests."""
+    """The parts of one running gateway.
+
+    `leaving` is set once it is told to end; `draining` once it accepts no more requests.
+    """
 
     settings: Settings
     triton: Triton
@@ -42,6 +45,7 @@ class Gateway:
     admission: Admission
     shedding: Shedding
     metrics: Metrics
+    leaving: asyncio.Event = field(default_factory=asyncio.Event)
     draining: asyncio.Event = field(default_factory=asyncio.Event)
 
 

@@ -104,7 +104,12 @@ class TracingSettings(_Group):
 
 
 class LimitSettings(_Group):
-    """What a request may cost; each limit is named in the error of whoever breaks it."""
+    """What a request may cost; each limit is named in the error of whoever breaks it.
+
+    A gateway that is told to end calls itself not ready at once, takes requests for
+    `drain_delay_seconds` more, so that balancers notice, and then gives the running ones
+    `drain_seconds`.
+    """
 
     body_bytes: int = 64 * MIB
     image_body_bytes: int = 32 * MIB
@@ -115,6 +120,7 @@ class LimitSettings(_Group):
     decode_seconds: float = Field(default=60.0, gt=0)
     fetch_seconds: float = 10.0
     request_seconds: float = 60.0
+    drain_delay_seconds: float = Field(default=0.0, ge=0)
     drain_seconds: float = 20.0
 
 

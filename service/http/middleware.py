@@ -1,6 +1,6 @@
 """Pure ASGI middleware around every request, outermost first:
 
-RequestId, AccessLog (service/observability/access.py), SecurityHeaders, RateHeaders
+RequestId, AccessLog (service/observability/access.py), Leaving, SecurityHeaders, RateHeaders
 (service/limits/headers.py), cross_origin (service/http/origin.py), Faults, BodyLimit.
 """
 
@@ -50,6 +50,25 @@ class RequestId:
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             await self._app(scope, receive, send_with_id)
+
+
+class Leaving:
+    """Closes connections behind their answers once the gateway is told to end: the caller's next
+    request then finds another one, instead of a connection that ends under it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_closing(message: Message) -> None:
+            if (
+                message["type"] == "http.response.start"
+                and scope["app"].state.gateway.leaving.is_set()
+            ):
+                MutableHeaders(scope=message)["connection"] = "close"
+            await send(message)
+
+        await self._app(scope, receive, send_closing if scope["type"] == "http" else send)
 
 
 class SecurityHeaders:

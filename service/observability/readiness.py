@@ -41,7 +41,7 @@ async def readiness(gateway: Gateway) -> Readiness:
     ]
     if not redis:
         missing.append("Redis does not answer")
-    if gateway.draining.is_set():
+    if gateway.leaving.is_set():
         missing.append("this gateway is shutting down")
     return Readiness(ready=not missing, triton=triton, redis=redis, models=models, missing=missing)
 

@@ -132,5 +132,5 @@ def gateway(
         "gateway",
         python("service.app"),
         environment,
-        grace_s=settings.limits.drain_seconds + _MARGIN_S,
+        grace_s=settings.limits.drain_delay_seconds + settings.limits.drain_seconds + _MARGIN_S,
     )

@@ -9,8 +9,10 @@ from service.triton.cards import Card
 
 # What a toy entry's model.py defines before it becomes the shared backend. `brightness` scores a picture
 # by its mean; a picture whose first pixel is 13 is refused, one of 66 makes the network fail, 99 kills
-# the process. `counter` streams one PROGRESS a step.
+# the process. `counter` streams one PROGRESS a step. `imprint` makes a picture that only its prompt can
+# have made; a prompt that holds "fail", "refuse" or "poison" fails, is refused, or kills the process.
 TOY_MODULE = """
+import hashlib
 import os
 import time
 from pathlib import Path
@@ -98,6 +100,42 @@ class CounterToy(Toy):
 
     def serve(self, network, card, device, folder):
         return Count()
+
+
+class Imprint(Generator):
+    def key(self, request):
+        return int(request["STEPS"][0])
+
+    def generate(self, requests, cancelled):
+        prompts = [request["PROMPT"][0] for request in requests]
+        if any(b"refuse" in prompt for prompt in prompts):
+            raise InvalidInput("a prompt to refuse")
+        if any(b"poison" in prompt for prompt in prompts):
+            os._exit(1)
+        steps = self.key(requests[0])
+        for step in range(steps):
+            time.sleep(0.005)
+            for i in range(len(requests)):
+                yield i, {"PROGRESS": np.array([step + 1, steps], np.float32)}
+        if any(b"fail" in prompt for prompt in prompts):
+            raise RuntimeError("told to fail")
+        for i, prompt in enumerate(prompts):
+            drawn = hashlib.shake_256(prompt).digest(32 * 32 * 3)
+            yield i, {"IMAGE": np.frombuffer(drawn, np.uint8).reshape(32, 32, 3)}
+
+
+@register
+class ImprintToy(Toy):
+    slug = "imprint"
+    task = Task.TEXT_TO_IMAGE
+    queue_delay_us = 1000
+    # A batch of one: what happens to one request is not the others' doing.
+    max_batch = 1
+    preferred_batches = ()
+    variants = {"toy": Variant("toy", {})}
+
+    def serve(self, network, card, device, folder):
+        return Imprint()
 
 
 from models.backend import TritonPythonModel  # noqa: E402, F401

@@ -1,0 +1,24 @@
+"""Twenty rounds of the crash matrix with a fixed seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.crash.matrix import run
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+async def test_what_is_accepted_ends_once_whatever_dies(tmp_path: Path) -> None:
+    tally = await run(20, 1, 24, tmp_path, lambda tally: None)
+    assert not tally.violation, tally.violation
+    assert len(tally.rounds) == 20
+    # It tested what it is for: jobs of all outcomes, faults that cost attempts, clients that came back.
+    assert {"succeeded", "canceled", "refused"} <= set(tally.outcomes)
+    assert {"failed: model_failed", "failed: worker_lost"} <= set(tally.outcomes)
+    assert max(tally.attempts) > 1
+    assert sum(tally.faults.values()) >= 20
+    assert tally.met["replays"] > 0
+    assert tally.met["resumed streams"] > 0
