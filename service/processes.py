@@ -16,7 +16,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from typing import Self
@@ -51,24 +51,29 @@ def run(settings: Settings, work: Work) -> None:
         # prometheus_client reads it when it is imported, so only the new processes obey it.
         os.environ[METRICS_DIRECTORY] = metrics
         workers = [_Worker(settings, work, listener) for _ in range(settings.gateway_workers)]
-        while not signals.received:
+        while not signals.count:
             for worker in workers:
                 worker.keep_running()
-            wait([signals.fileno(), *(w.sentinel for w in workers if w.sentinel)], timeout=0.25)
+            signals.wait(workers)
         # Open here, the socket would take connections that nobody accepts.
         listener.close()
-        for worker in workers:
-            worker.stop()
-        for worker in workers:
-            worker.join()
+        passed_on = 0
+        while any(worker.running for worker in workers):
+            # Every signal: workers take a second one as being told to hurry.
+            if passed_on < signals.count:
+                passed_on = signals.count
+                for worker in workers:
+                    worker.stop()
+            signals.wait(workers)
 
 
 class _Signals:
-    """Remembers SIGTERM and SIGINT; `wait` sees them as something to read."""
+    """Counts SIGTERM and SIGINT."""
 
     def __init__(self) -> None:
-        self.received = False
+        self.count = 0
         self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
         self._writer.setblocking(False)
 
     def __enter__(self) -> Self:
@@ -83,10 +88,14 @@ class _Signals:
         self._writer.close()
 
     def _receive(self, number: int, frame: object) -> None:
-        self.received = True
+        self.count += 1
 
-    def fileno(self) -> int:
-        return self._reader.fileno()
+    def wait(self, workers: Sequence[_Worker]) -> None:
+        """Return when a signal comes or a running worker ends, at the latest after a quarter of a second."""
+        sentinels = [worker.sentinel for worker in workers if worker.running]
+        ready = wait([self._reader.fileno(), *sentinels], timeout=0.25)
+        if self._reader.fileno() in ready:
+            self._reader.recv(64)
 
 
 class _Worker:
@@ -100,9 +109,14 @@ class _Worker:
         self._start_at = 0.0
 
     @property
-    def sentinel(self) -> int | None:
-        """What becomes readable when the process ends; None while there is none."""
-        return self._process.sentinel if self._process is not None else None
+    def running(self) -> bool:
+        return self._process is not None and self._process.exitcode is None
+
+    @property
+    def sentinel(self) -> int:
+        """What becomes readable when the process ends."""
+        assert self._process is not None
+        return self._process.sentinel
 
     def keep_running(self) -> None:
         """Start the process if it does not run and its pause is over."""
@@ -126,12 +140,8 @@ class _Worker:
 
     def stop(self) -> None:
         """Ask the process to end."""
-        if self._process is not None and self._process.exitcode is None:
+        if self._process is not None and self.running:
             self._process.terminate()
-
-    def join(self) -> None:
-        if self._process is not None:
-            self._process.join()
 
 
 def _listen(settings: Settings) -> socket.socket:

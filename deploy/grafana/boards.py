@@ -362,6 +362,36 @@ MODELS = Dashboard(
                     stacked=True,
                 ),
                 Panel(
+                    "In flight",
+                    [
+                        Query(
+                            f"sum by (model) (vitrine_model_requests_in_flight{{{_MODEL}}})",
+                            "{{model}}",
+                        )
+                    ],
+                    "Synchronous requests that are being answered.",
+                    stacked=True,
+                ),
+                Panel(
+                    "Refused early",
+                    [
+                        Query(
+                            "sum by (model) "
+                            f"(rate(vitrine_requests_shed_total{{{_MODEL}}}{_RATE}))",
+                            "{{model}}",
+                        )
+                    ],
+                    "Requests that could not have been answered in time.",
+                    unit="reqps",
+                    stacked=True,
+                ),
+                Panel(
+                    "Circuit breaker",
+                    [Query(f"max by (model) (vitrine_breaker_state{{{_MODEL}}})", "{{model}}")],
+                    "0 closed, 1 half-open, 2 open: requests are refused.",
+                    most=2,
+                ),
+                Panel(
                     "Ready",
                     [Query(f"min by (model) (vitrine_model_ready{{{_MODEL}}})", "{{model}}")],
                     "Required or default models: 1 loaded, 0 not.",

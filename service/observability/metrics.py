@@ -34,7 +34,7 @@ class Metrics:
     """What the gateway counts. `route` is the route's template, `model` is empty where none was used."""
 
     def __init__(self) -> None:
-        registry = self._registry = CollectorRegistry()
+        registry = self.registry = CollectorRegistry()
         self._directory = os.environ.get(METRICS_DIRECTORY)
         self.requests = Counter(
             "vitrine_requests_total",
@@ -89,7 +89,7 @@ class Metrics:
         registry = CollectorRegistry()
         PlatformCollector(registry=registry)
         if self._directory is None:
-            registry.register(self._registry)
+            registry.register(self.registry)
             ProcessCollector(registry=registry)
         else:
             # The siblings first: it clears away what processes that died left as their gauges.

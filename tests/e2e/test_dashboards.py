@@ -48,6 +48,8 @@ NOTHING_TO_TELL = (
     "vitrine-gpu: Pinned memory",
     "vitrine-overview: Failures of inference",
     "vitrine-models: Answers that are no success",
+    "vitrine-models: Refused early",
+    "vitrine-models: Circuit breaker",
     "vitrine-jobs: Share that failed",
     "vitrine-jobs: Started again",
 )
@@ -75,7 +77,10 @@ def exposition(service: Service) -> Exposition:
     found.labels |= GPU_METRICS
     found.labels |= {rule["record"]: {"model", "route"} for rule in rules() if "record" in rule}
     # Families that count nothing yet have no samples to read their labels from.
-    for instrument in (*vars(Metrics()).values(), *vars(WorkerMetrics()).values()):
+    for instrument in [
+        *Metrics().registry._collector_to_names,
+        *WorkerMetrics().registry._collector_to_names,
+    ]:
         if isinstance(instrument, MetricWrapperBase):
             (family,) = instrument.describe()
             name = f"{family.name}_total" if family.type == "counter" else family.name
