@@ -76,9 +76,11 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
 ENTRYPOINT ["python", "-m", "service.jobs.worker"]
 
 
-# The networks, for the Python of Triton's image. EXTRAS is empty where torch comes from elsewhere.
+# The networks, for the Python of Triton's image. TORCH_INDEX may name an index with other builds of torch, such
+# as those without CUDA, which are 6 GB smaller. NETWORKS is empty where torch comes from elsewhere.
 FROM ${TRITON_IMAGE} AS triton-packages
-ARG EXTRAS=models
+ARG NETWORKS=[models]
+ARG TORCH_INDEX=
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /source
 COPY pyproject.toml constraints.txt README.md LICENSE NOTICE ./
@@ -86,7 +88,8 @@ COPY service/__init__.py service/__init__.py
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     --mount=type=secret,id=pip-ca,target=/run/secrets/pip-ca \
     python3 -m venv --without-pip /opt/vitrine \
-    && python3 -m pip --python /opt/vitrine/bin/python install --constraint constraints.txt ".[${EXTRAS}]" \
+    && python3 -m pip --python /opt/vitrine/bin/python install --constraint constraints.txt \
+        ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} ".${NETWORKS}" \
     && python3 -m pip --python /opt/vitrine/bin/python uninstall --yes vitrine
 
 FROM triton-packages AS triton-wheel

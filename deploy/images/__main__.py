@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Annotated
 
 import typer
@@ -11,7 +12,9 @@ from deploy.images import stand_in
 from deploy.images.build import base, build, image
 from deploy.images.buildah import Missing, buildah, exists, require, root_of
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
 
 
 @app.command("stand-in")
@@ -19,11 +22,13 @@ def make_stand_in(
     mirror: Annotated[str, typer.Option(help="Debian mirror.")] = "http://deb.debian.org/debian",
     again: Annotated[bool, typer.Option("--again", help="Also if there is one already.")] = False,
 ) -> None:
-    """Make the stand-in for the Python base image, from a Debian mirror."""
-    name = base("PYTHON_IMAGE")
-    if again or not exists(name):
-        stand_in.make(name, mirror)
-    typer.echo(name)
+    """Make stand-ins for the base images: Python's from a Debian mirror, Triton's from its wheel."""
+    python, triton = base("PYTHON_IMAGE"), base("TRITON_IMAGE")
+    if again or not exists(python):
+        stand_in.make(python, mirror)
+    if again or not exists(triton):
+        stand_in.make_triton(triton, python)
+    typer.echo(f"{python}\n{triton}")
 
 
 @app.command("build")
@@ -55,19 +60,25 @@ def sbom(
 @app.command()
 def remove() -> None:
     """Remove the images that were built here, with all their layers, and the stand-in."""
-    for name in (*map(image, ("gateway", "worker", "triton")), base("PYTHON_IMAGE")):
+    for name in (
+        *map(image, ("gateway", "worker", "triton")),
+        base("PYTHON_IMAGE"),
+        base("TRITON_IMAGE"),
+    ):
         if exists(name):
             buildah("rmi", name)
     buildah("rmi", "--prune", "--force")
 
 
 def main() -> None:
-    """Run a command; say in one line what is missing."""
+    """Run a command; say in one line what is missing, or which step failed."""
     try:
         require()
+        app()
     except Missing as missing:
         raise SystemExit(f"error: {missing}") from None
-    app()
+    except CalledProcessError as failure:
+        raise SystemExit(f"error: status {failure.returncode}: {failure.cmd[0]} failed") from None
 
 
 if __name__ == "__main__":
