@@ -17,14 +17,20 @@ import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 
+from models.presence import Presence
 from models.registry import architecture
 from models.serving import Arrays, Device, Generator, InvalidInput, Predictor
 from models.signatures import SIGNATURES
 from service.triton.cards import Card
 
+# What a process that uses a GPU holds there beside its tensors: CUDA's context and kernels.
+_CONTEXT_BYTES = 512 * 1024 * 1024
+
 
 class TritonPythonModel:
     """Triton's interface: one instance of one model on one device."""
+
+    _taken = -1
 
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
@@ -36,15 +42,33 @@ class TritonPythonModel:
         )
         torch.set_grad_enabled(False)
         served = architecture(self._card.architecture).load(self._card, folder, device)
+        self._presence = Presence(Path(args["model_repository"]).parent, self._card.id)
+        self._device = device.name
+        self._tell_memory()
         self._predictor = served if isinstance(served, Predictor) else None
         self._generator = served if isinstance(served, Generator) else None
 
     def execute(self, requests: list[Any]) -> list[Any] | None:
-        with torch.inference_mode():
+        with self._presence, torch.inference_mode():
             if self._generator is not None:
                 self._stream(requests, self._generator)
-                return None
-            return self._answer(requests)
+                answers = None
+            else:
+                answers = self._answer(requests)
+            self._tell_memory()
+            return answers
+
+    def finalize(self) -> None:
+        self._presence.close()
+
+    def _tell_memory(self) -> None:
+        """Note what the model holds on its GPU: what torch has taken, which only grows."""
+        if self._device != "cpu":
+            taken = torch.cuda.memory_reserved(self._device)
+            if taken != self._taken:
+                self._taken = taken
+                total = torch.cuda.get_device_properties(self._device).total_memory
+                self._presence.holds(self._device, taken + _CONTEXT_BYTES, total)
 
     # Predictors
 

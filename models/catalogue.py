@@ -2,17 +2,24 @@
 
 Triton gives the configuration of loaded models only; through the catalogue the gateway also knows
 what could be loaded, still from Triton alone. Each row of CARDS is JSON, `[id, card]`.
+
+Whoever wants to load a model asks here first: LOAD names it, and ROOM says as JSON whether there is
+memory for it (models/memory.py). CARDS is empty then.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from models.entries import CONFIG, InvalidEntry, read_card
+from models.memory import GPU, HOST, Room, host_budget
+from service.settings import Settings
 from service.triton.cards import CATALOGUE, Card
 
 
@@ -22,11 +29,24 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         self._repository = Path(args["model_repository"]).parent
         self._read: dict[Path, tuple[int, Card | None]] = {}
+        settings = Settings().triton
+        budget = {HOST: settings.memory_bytes or host_budget()}
+        if settings.gpu_memory_bytes:
+            budget[GPU] = settings.gpu_memory_bytes
+        self._pin_defaults = settings.pin_defaults
+        self._room = Room(self._repository, budget, pb_utils.unload_model)
 
     def execute(self, requests: list) -> list:
-        rows = [json.dumps([card.id, card.model_dump(mode="json")]) for card in self._cards()]
-        cards = pb_utils.Tensor("CARDS", np.array(rows, dtype=object))
-        return [pb_utils.InferenceResponse([cards]) for _ in requests]
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Any) -> Any:
+        wanted = pb_utils.get_input_tensor_by_name(request, "LOAD")
+        if wanted is None:
+            rows = [json.dumps([card.id, card.model_dump(mode="json")]) for card in self._cards()]
+            return _response(rows, "")
+        pinned = [c.id for c in self._cards() if c.default] if self._pin_defaults else []
+        verdict = self._room.make(wanted.as_numpy()[0].decode(), pinned)
+        return _response([], json.dumps(asdict(verdict)))
 
     def _cards(self) -> list[Card]:
         read: dict[Path, tuple[int, Card | None]] = {}
@@ -41,6 +61,15 @@ class TritonPythonModel:
             read[entry] = known if known and known[0] == changed else (changed, _card(entry))
         self._read = read
         return [card for _, card in read.values() if card is not None]
+
+
+def _response(cards: list[str], room: str) -> Any:
+    return pb_utils.InferenceResponse(
+        [
+            pb_utils.Tensor("CARDS", np.array(cards, dtype=object)),
+            pb_utils.Tensor("ROOM", np.array([room], dtype=object)),
+        ]
+    )
 
 
 def _card(entry: Path) -> Card | None:

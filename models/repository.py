@@ -59,7 +59,9 @@ def write_catalogue(repository: Path) -> Path:
     """Write the entry of the catalogue, which tells the cards of entries that are not loaded."""
     entry = config_pb.ModelConfig(name=CATALOGUE, backend="python", max_batch_size=0)
     entry.input.add(name="TASK", data_type=config_pb.TYPE_STRING, dims=[1])
+    entry.input.add(name="LOAD", data_type=config_pb.TYPE_STRING, dims=[1], optional=True)
     entry.output.add(name="CARDS", data_type=config_pb.TYPE_STRING, dims=[-1])
+    entry.output.add(name="ROOM", data_type=config_pb.TYPE_STRING, dims=[1])
     entry.instance_group.add(kind=config_pb.ModelInstanceGroup.KIND_CPU, count=1)
     files = {CONFIG: text_format.MessageToString(entry), "1/model.py": _CATALOGUE_PY}
     return _replace(repository, CATALOGUE, files, {})

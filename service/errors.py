@@ -15,7 +15,8 @@
     ├── ModelFailed 500
     ├── Unavailable 503: Overloaded, TritonUnavailable, RedisUnavailable, KeysUnavailable, StorageUnavailable
     ├── DeadlineExceeded 504
-    └── StorageFull 507
+    ├── StorageFull 507
+    └── ModelTooLarge 507
 
 `code` is stable and part of the API; `message` is for people and names the limit that was broken.
 """
@@ -229,6 +230,12 @@ class StorageFull(VitrineError):
     """The object storage has no room."""
 
     status, code, title = 507, "storage_full", "Storage full"
+
+
+class ModelTooLarge(VitrineError):
+    """The model does not fit into the memory for models, even alone."""
+
+    status, code, title = 507, "model_too_large", "Model too large"
 
 
 class DeadlineExceeded(VitrineError):

@@ -36,7 +36,14 @@ NARROWER_CODES: dict[int, tuple[str, ...]] = {
     422: ("missing_input",),
     401: ("missing_key", "invalid_key", "key_expired", "key_revoked"),
     429: ("queue_full", "rate_limited", "concurrency_exceeded"),
-    503: ("model_loading", "model_load_failed", "model_restarting", "model_not_loaded"),
+    503: (
+        "model_loading",
+        "model_load_failed",
+        "model_restarting",
+        "model_not_loaded",
+        "model_unavailable",
+        "memory_exhausted",
+    ),
 }
 """The stable codes that are narrower than their error's own, by status."""
 

@@ -25,6 +25,7 @@ from service.errors import (
     DeadlineExceeded,
     ModelFailed,
     ModelNotFound,
+    ModelTooLarge,
     Overloaded,
     TritonUnavailable,
     VitrineError,
@@ -48,6 +49,9 @@ _RANK = {"own": 0, "official": 1, "demo": 2, "random": 3}
 _QUEUE_TIMEOUT = "Request timeout expired"
 _QUEUE_FULL = "Exceeds maximum queue size"
 _QUEUE_ERRORS = (_QUEUE_TIMEOUT, _QUEUE_FULL)
+# How long to wait for memory: a model that is unloaded needs some seconds to end.
+_ROOM_S = 25.0
+_ROOM_POLL_S = 0.25
 _LOG = structlog.stdlib.get_logger("vitrine.triton")
 
 
@@ -74,6 +78,7 @@ class TritonClient:
         self._pulse = Pulse(self._alive, settings.stall_s)
         self._breakers: dict[str, Breaker] = {}
         self._snapshot: dict[str, ModelState] = {}
+        self._has_catalogue = False
         self._taken_at = float("-inf")
         self._refreshing: asyncio.Task[None] | None = None
         self._loading: dict[str, asyncio.Task[None]] = {}
@@ -192,7 +197,8 @@ class TritonClient:
         )
         states = {m.name: (_state(m.state), m.reason) for m in index.models}
         cards: dict[str, Card] = {}
-        if states.get(CATALOGUE, ("", ""))[0] == "ready":
+        self._has_catalogue = states.get(CATALOGUE, ("", ""))[0] == "ready"
+        if self._has_catalogue:
             everything = request(CATALOGUE, {"TASK": np.array([""], dtype=object)})
             answer = await self._infer(CATALOGUE, everything, 5.0)
             cards = {
@@ -250,6 +256,7 @@ class TritonClient:
                 # To load what counts as loaded and has not changed does nothing.
                 unload = pb.RepositoryModelUnloadRequest(model_name=model)
                 await self._replicas.unload(unload, timeout=60.0)
+            await self._make_room(model)
             await self._replicas.load(message, timeout=600.0)
         except grpc.aio.AioRpcError as error:
             if is_down(error):
@@ -263,6 +270,35 @@ class TritonClient:
                 retry_after=30.0,
             ) from None
         await self._refresh()
+
+    async def _make_room(self, model: str) -> None:
+        """Wait until every server has memory for `model`. Raises ModelTooLarge, TritonUnavailable."""
+        if not self._has_catalogue:
+            return
+        message = request(
+            CATALOGUE,
+            {"TASK": np.array([""], dtype=object), "LOAD": np.array([model], dtype=object)},
+        )
+        deadline = time.monotonic() + _ROOM_S
+        while True:
+            answers = await self._replicas.ask(lambda stub: stub.ModelInfer(message, timeout=10.0))
+            rooms = [json.loads(outputs(answer)["ROOM"][0]) for answer in answers]
+            verdicts = {room["verdict"] for room in rooms}
+            if verdicts == {"granted"}:
+                return
+            if "too_large" in verdicts:
+                raise ModelTooLarge(
+                    f"model {model!r} does not fit into the memory for models, even alone",
+                    needed=rooms[0]["needed"],
+                    limit={"name": "memory_bytes", "bytes": rooms[0]["budget"]},
+                )
+            if time.monotonic() > deadline:
+                raise TritonUnavailable(
+                    f"there is no memory for model {model!r}: the models that hold it are in use",
+                    code="memory_exhausted",
+                    retry_after=5.0,
+                )
+            await asyncio.sleep(_ROOM_POLL_S)
 
     async def unload(self, model: str) -> None:
         """Unload `model`; running requests finish first. Raises TritonUnavailable."""

@@ -59,7 +59,7 @@ class Replicas:
         timeout: float,  # noqa: ASYNC109 - as the stub has it
     ) -> pb.RepositoryIndexResponse:
         """Return one index: a model's state is the worst that it has on any server."""
-        answers = await self._ask(lambda stub: stub.RepositoryIndex(message, timeout=timeout))
+        answers = await self.ask(lambda stub: stub.RepositoryIndex(message, timeout=timeout))
         known = [{model.name: model for model in answer.models} for answer in answers]
         names = {name: None for models in known for name in models}
         return pb.RepositoryIndexResponse(
@@ -75,7 +75,7 @@ class Replicas:
         timeout: float,  # noqa: ASYNC109 - as the stub has it
     ) -> pb.RepositoryModelLoadResponse:
         """Load a model on every server at once."""
-        answers = await self._ask(lambda stub: stub.RepositoryModelLoad(message, timeout=timeout))
+        answers = await self.ask(lambda stub: stub.RepositoryModelLoad(message, timeout=timeout))
         return answers[0]
 
     async def unload(
@@ -84,10 +84,10 @@ class Replicas:
         timeout: float,  # noqa: ASYNC109 - as the stub has it
     ) -> pb.RepositoryModelUnloadResponse:
         """Unload a model on every server at once."""
-        answers = await self._ask(lambda stub: stub.RepositoryModelUnload(message, timeout=timeout))
+        answers = await self.ask(lambda stub: stub.RepositoryModelUnload(message, timeout=timeout))
         return answers[0]
 
-    async def _ask(
+    async def ask(
         self, question: Callable[[stubs.GRPCInferenceServiceStub], Awaitable[Any]]
     ) -> list[Any]:
         """Return the answers of the servers that are up. Raises the first error otherwise."""

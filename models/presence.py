@@ -1,0 +1,89 @@
+"""A loaded model's mark in shared memory: whether it is in use, when it last was, what it holds on a device.
+
+The catalogue reads the marks to decide which models may go when another one needs room. They lie
+beside Triton's own regions, with the same prefix, and are cleared away with them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from service.triton.server import shared_memory_prefix
+
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+class Presence:
+    """The mark of one instance of `model`, which is in use within `with`."""
+
+    def __init__(self, repository: Path, model: str) -> None:
+        self._path = _path(repository, model)
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        os.utime(self._descriptor)  # one that was killed may have left its mark
+
+    def holds(self, device: str, used: int, total: int) -> None:
+        """Tell how many bytes of a device's `total` the model uses."""
+        text = json.dumps({"device": device, "used": used, "total": total}).encode()
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, text, 0)
+
+    def __enter__(self) -> Self:
+        # Shared, for several instances of a model may run at once.
+        fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        os.utime(self._descriptor)
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Take the mark away."""
+        with contextlib.suppress(FileNotFoundError):
+            self._path.unlink()
+        os.close(self._descriptor)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What another process sees of a model: `last_used` in seconds since the epoch, bytes on `device`."""
+
+    busy: bool
+    last_used: float
+    device: str = ""
+    used: int = 0
+    total: int = 0
+
+
+def read_mark(repository: Path, model: str) -> Mark | None:
+    """Return the mark of `model`, None if it has none (yet)."""
+    try:
+        descriptor = os.open(_path(repository, model), os.O_RDWR)
+    except FileNotFoundError:
+        return None
+    try:
+        last_used = os.fstat(descriptor).st_mtime
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            busy = False
+        except BlockingIOError:
+            busy = True
+        text = os.pread(descriptor, 4096, 0)
+        return Mark(busy, last_used, **(json.loads(text) if text else {}))
+    finally:
+        os.close(descriptor)
+
+
+def _path(repository: Path, model: str) -> Path:
+    return _SHARED_MEMORY / f"{shared_memory_prefix(repository)}{model}.mark"
