@@ -89,7 +89,7 @@ async def get_model(gateway: GatewayDep, model_id: ModelId) -> ModelView:
     "/{model_id}/load",
     summary="Load a model",
     response_model=ModelView,
-    responses=problems(404, 503),
+    responses=problems(404, 503, 507),
     dependencies=[ADMIN],
 )
 async def load_model(gateway: GatewayDep, model_id: ModelId) -> ModelView:
