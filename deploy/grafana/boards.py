@@ -440,6 +440,12 @@ JOBS = Dashboard(
                     unit="s",
                 ),
                 Panel(
+                    "Age of the oldest waiting job",
+                    [Query("max by (lane) (vitrine_queue_oldest_seconds)", "{{lane}}")],
+                    "Grows by a second a second while nothing of the lane starts.",
+                    unit="s",
+                ),
+                Panel(
                     "Submitted",
                     [
                         Query(

@@ -131,10 +131,12 @@ class Queue:
         return Page(jobs=tuple(map(parse_job, snapshots)), cursor=following or None)
 
     async def depth(self) -> Depth:
-        """Return how many jobs wait in each lane, are parked, and run: for gauges and scalers."""
-        *waiting, returned, ready, running = await self.connection.run("depth")
+        """Return how many jobs wait in each lane and how long, are parked, and run: for gauges and scalers."""
+        *lanes, returned, ready, running = await self.connection.run("depth")
+        waiting, oldest_ms = lanes[: len(Lane)], lanes[len(Lane) :]
         return Depth(
             waiting=dict(zip(Lane, waiting, strict=True)),
+            oldest_s={lane: ms / 1000 for lane, ms in zip(Lane, oldest_ms, strict=True)},
             parked=sum(waiting) - returned - ready,
             running=running,
         )

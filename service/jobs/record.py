@@ -151,11 +151,13 @@ class Page(_Model):
 class Depth(_Model):
     """How many jobs wait in each lane, how many of them are parked, and how many run.
 
+    `oldest_s` is how long the oldest of a lane's waiting jobs has waited; 0 where none waits.
     A parked job waits for another one of its tenant to end, which has `max_running_per_tenant`
     started jobs.
     """
 
     waiting: dict[Lane, int]
+    oldest_s: dict[Lane, float]
     parked: int = 0
     running: int
 

@@ -52,6 +52,14 @@ class Surroundings(Collector):
             for lane, waiting in self.depth.waiting.items():
                 queued.add_metric((lane,), waiting)
             yield queued
+            oldest = GaugeMetricFamily(
+                "vitrine_queue_oldest_seconds",
+                "How long the oldest waiting job has waited, by lane; parked jobs count.",
+                labels=("lane",),
+            )
+            for lane, seconds in self.depth.oldest_s.items():
+                oldest.add_metric((lane,), seconds)
+            yield oldest
             yield _gauge(
                 "vitrine_jobs_parked",
                 "Jobs waiting for another one of their tenant to end (jobs.max_running_per_tenant).",

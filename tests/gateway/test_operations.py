@@ -75,6 +75,7 @@ async def test_depth_is_read_from_redis(own_redis: RedisServer, tmp_path: Path) 
     async with in_process(build(settings_for(own_redis, tmp_path))) as client:
         for priority in ("low", "normal", "normal"):
             await client.post(f"/v1/sleep-job?seconds=1&priority={priority}")
+        await asyncio.sleep(0.01)
         found = await samples(client)
         depth = {
             dict(labels)["lane"]: value
@@ -82,6 +83,9 @@ async def test_depth_is_read_from_redis(own_redis: RedisServer, tmp_path: Path) 
             if name == "vitrine_jobs_queued"
         }
         assert depth == {"high": 0, "normal": 2, "low": 1}
+        for lane, waiting in depth.items():
+            oldest = found["vitrine_queue_oldest_seconds", frozenset({("lane", lane)})]
+            assert (oldest > 0) == (waiting > 0)
         assert found["vitrine_redis_up", frozenset()] == 1
         own_redis.kill()
         found = await samples(client)
