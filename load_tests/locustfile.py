@@ -192,7 +192,7 @@ class Blunderer(Person):
     def broken_picture(self) -> None:
         headers = {"Content-Type": "image/jpeg"}
         self.refused(
-            "broken jpeg", 422, "POST", "/v1/classify", data=PHOTOGRAPH[:500], headers=headers
+            "broken jpeg", 400, "POST", "/v1/classify", data=PHOTOGRAPH[:500], headers=headers
         )
 
     @task
