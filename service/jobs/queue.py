@@ -155,15 +155,18 @@ class Queue:
             and re.fullmatch(r"\d{1,20}(-\d{1,20})?", last_event_id) is None
         ):
             raise InvalidParameter("Last-Event-ID is not an id of an event.", param="Last-Event-ID")
-        await self.get(job_id, tenant)
-        return self._follow(job_id, last_event_id or "0")
+        return self._follow(await self.get(job_id, tenant), last_event_id)
 
-    async def _follow(self, job_id: str, last: str) -> AsyncIterator[Event]:
-        stream = self.connection.key("events", job_id)
+    async def _follow(self, job: Job, last: str | None) -> AsyncIterator[Event]:
+        stream = self.connection.key("events", job.id)
+        if last is None:
+            # A job that waits has no stream yet: its first event is in its record.
+            last = f"{round(job.created_at * 1000) - 1}-0"
+            yield Event(id=last, kind="state", data={"state": State.QUEUED, "attempt": 0})
         while True:
             # Look at the state before the read: of a job that is final now, no event comes later.
             async with self.connection.guard(BLOCK_S * 2 + 1):
-                final = await self._is_final(job_id)
+                final = await self._is_final(job.id)
                 answer: Any = await self.connection.blocking.xread(
                     {stream: last}, count=100, block=None if final else round(BLOCK_S * 1000)
                 )

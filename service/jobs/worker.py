@@ -13,12 +13,13 @@ import random
 import secrets
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any
 
 import structlog
 from prometheus_client import start_http_server
+from uvicorn.loops.auto import auto_loop_factory
 
 from service.errors import RedisUnavailable, Unavailable, VitrineError
 from service.jobs.consumer import Claim
@@ -29,6 +30,7 @@ from service.jobs.queue import Queue
 from service.observability.logs import configure_logging
 from service.observability.tracing import tracing
 from service.settings import Settings
+from service.storage.scratch import remove_abandoned
 from service.storage.store import Store
 from service.tasks.contract import Pipeline
 from service.triton.client import Triton
@@ -206,11 +208,18 @@ async def work(
             await worker.run()
 
 
+def run(working: Coroutine[Any, Any, None]) -> None:
+    """Run it on the same event loop as the gateway's: uvloop where there is one."""
+    with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
+        runner.run(working)
+
+
 async def _main(settings: Settings) -> None:
     # Here, not above: tests run workers with pipelines of their own and without Triton.
     from service.tasks import PIPELINES
     from service.triton.grpc import TritonClient
 
+    remove_abandoned()
     metrics = WorkerMetrics()
     async with TritonClient(settings.triton, metrics.triton) as triton:
         await work(settings, triton, PIPELINES, metrics)
@@ -221,7 +230,7 @@ def main() -> None:
     settings = Settings()
     configure_logging(settings, "worker")
     with tracing(settings.tracing, "worker"):
-        asyncio.run(_main(settings))
+        run(_main(settings))
 
 
 if __name__ == "__main__":

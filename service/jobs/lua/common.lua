@@ -113,11 +113,12 @@ local function room(tenant)
   return math.max(0, limits.max_running - redis.call('SCARD', key('started', tenant)))
 end
 
--- Gives the tenant as many slots in each lane as jobs of it wait there and may start; the others
--- are parked. To be called after every change of what waits or has started.
-local function settle(tenant)
+-- Gives the tenant as many slots in each of the lanes as jobs of it wait there and may start; the
+-- others are parked. To be called after every change of what waits or has started, with LANES where
+-- there may be parked jobs in lanes that did not change.
+local function settle(tenant, lanes)
   local most = room(tenant)
-  for _, lane in ipairs(LANES) do
+  for _, lane in ipairs(lanes) do
     local wanted = math.min(most, redis.call('ZCARD', key('waiting', lane, tenant)))
     local of = turn(lane, tenant)
     if wanted ~= of.slots then
@@ -156,7 +157,7 @@ local function next_turn(lane)
   end
 end
 
--- Takes the slot and its job out; to be followed by `settle`.
+-- Takes the slot out, and its job: as many slots as jobs.
 local function take(slot)
   redis.call('ZREM', key('ready'), slot.name)
   redis.call('ZREM', key('waiting', slot.lane, slot.tenant), slot.id)
@@ -202,19 +203,31 @@ end
 local function finalize(job, state, time, failure, result)
   local id = job.id
   local kept = state == 'succeeded' and limits.result_ttl or 0
-  set(id, 'state', state, 'finished', integer(time))
+  local fields = {'state', state, 'finished', integer(time)}
+  local function with(...)
+    for _, each in ipairs({...}) do
+      fields[#fields + 1] = each
+    end
+  end
   if failure and failure ~= '' then
-    set(id, 'error', failure)
+    with('error', failure)
   end
   if result and result ~= '' then
-    set(id, 'result', result, 'expires', integer(time + kept))
+    with('result', result, 'expires', integer(time + kept))
   end
-  redis.call('ZREM', key('waiting', job.lane), id)
-  redis.call('ZREM', key('waiting', job.lane, job.tenant), id)
-  redis.call('ZREM', key('returned'), id)
-  redis.call('ZREM', key('running'), id)
-  redis.call('SREM', key('started', job.tenant), id)
-  settle(job.tenant)
+  set(id, unpack(fields))
+  if job.state == 'running' then
+    redis.call('ZREM', key('running'), id)
+  else
+    redis.call('ZREM', key('waiting', job.lane), id)
+  end
+  if job.attempt == '0' then
+    redis.call('ZREM', key('waiting', job.lane, job.tenant), id)
+  else
+    redis.call('SREM', key('started', job.tenant), id)
+    redis.call('ZREM', key('returned'), id)
+  end
+  settle(job.tenant, LANES)
   redis.call('ZADD', key('garbage'), integer(time + kept), id)
   state_event(id, state, job.attempt, failure)
   redis.call('PEXPIRE', key('job', id), integer(limits.record_ttl))

@@ -1,5 +1,6 @@
--- (nothing) -> queued: record, lane, turn, index, event and idempotency key in one step.
+-- (nothing) -> queued: record, lane, turn, index and idempotency key in one step.
 -- Returns {'made' | 'known', snapshot}, {'conflict', id} or {'full', waiting}.
+local SWEPT_EVERY = 32
 local id, submission, task, model, lane, tenant, digest, hash = unpack(ARGV, 2)
 
 -- The same submission again: the answer to the first was lost on the way.
@@ -30,15 +31,19 @@ local created = integer(now())
 set(id, 'id', id, 'state', 'queued', 'task', task, 'model', model, 'lane', lane, 'tenant', tenant,
   'created', created, 'attempt', '0', 'failures', '0', 'submission', submission)
 redis.call('ZADD', key('waiting', lane), created, id)
-redis.call('ZADD', key('waiting', lane, tenant), redis.call('INCR', key('submitted')), id)
-settle(tenant)
+local number = redis.call('INCR', key('submitted'))
+redis.call('ZADD', key('waiting', lane, tenant), number, id)
+settle(tenant, {lane})
 
 for _, owner in ipairs({tenant, ''}) do -- '' is the operator, who sees all
   local index = key('jobs', owner)
   redis.call('ZADD', index, 0, id)
-  -- Two out for one in: the index stays as long as there are records, also if nobody lists it.
-  for _, oldest in ipairs(redis.call('ZRANGE', index, 0, 1)) do
-    if redis.call('EXISTS', key('job', oldest)) == 0 then
+  -- Now and then, more out than came in: an index that nobody lists keeps no more than it has to.
+  if number % SWEPT_EVERY == 0 then
+    for _, oldest in ipairs(redis.call('ZRANGE', index, 0, 2 * SWEPT_EVERY)) do
+      if redis.call('EXISTS', key('job', oldest)) == 1 then
+        break
+      end
       redis.call('ZREM', index, oldest)
     end
   end
@@ -47,5 +52,4 @@ if digest ~= '' then
   redis.call('HSET', idempotency, 'job', id, 'hash', hash)
   redis.call('PEXPIRE', idempotency, integer(limits.idempotency_ttl))
 end
-state_event(id, 'queued', 0)
 return {'made', snapshot(id)}
