@@ -20,6 +20,7 @@ from service.limits.admission import Admission
 from service.media.fetch import Fetcher
 from service.observability.metrics import Metrics
 from service.settings import Settings
+from service.storage.scratch import remove_abandoned
 from service.storage.store import Store
 from service.triton.client import Triton
 from service.triton.grpc import TritonClient
@@ -52,6 +53,7 @@ class Gateway:
 @asynccontextmanager
 async def open_gateway(settings: Settings, metrics: Metrics) -> AsyncIterator[Gateway]:
     """Connect to Triton, Redis and the storage. None of them has to be up."""
+    remove_abandoned()
     store = Store(settings)
     queue = Queue(settings.redis, settings.jobs)
     # Calls that need no queue shall not wait long for a Redis that hangs.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import tempfile
 from collections.abc import Collection
+from contextlib import ExitStack
 from pathlib import Path
 
 from service.errors import BadInput, PayloadTooLarge, UnsupportedMedia
 from service.media.sniff import HEAD_BYTES, Kind, sniff
 from service.settings import LimitSettings
+from service.storage.scratch import scratch
 from service.tasks.contract import Upload
 
 _FLUSH_BYTES = 1024 * 1024
@@ -53,6 +53,7 @@ class Spool:
         self._size = 0
         self._media: tuple[Kind, str] | None = None
         self._path: Path | None = None
+        self._scratch = ExitStack()
         if not _plausible(self._declared):
             raise self._unsupported(f"media type {self._declared}")
 
@@ -87,9 +88,8 @@ class Spool:
     def close(self) -> None:
         """Delete what was written."""
         self._buffer.clear()
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
-            self._path = None
+        self._path = None
+        self._scratch.close()
 
     def _identify(self) -> tuple[Kind, str]:
         media = sniff(bytes(self._buffer[:HEAD_BYTES]))
@@ -105,9 +105,8 @@ class Spool:
 
     async def _flush(self) -> None:
         if self._path is None:
-            handle, path = await asyncio.to_thread(tempfile.mkstemp, prefix="vitrine-upload-")
-            os.close(handle)
-            self._path = Path(path)
+            folder = await asyncio.to_thread(self._scratch.enter_context, scratch())
+            self._path = folder / "upload"
         chunk, self._buffer = self._buffer, bytearray()
         await asyncio.to_thread(_append, self._path, chunk)
 

@@ -8,8 +8,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import structlog
@@ -28,6 +26,7 @@ from service.jobs.record import Job, JobError, JobProgress, JobResult
 from service.jobs.results import ResultStore
 from service.observability.tracing import attempt
 from service.settings import Settings
+from service.storage.scratch import scratch
 from service.storage.store import Store
 from service.tasks.contract import Context, Pipeline, Progress, Upload
 from service.triton.call import BACKGROUND, Call, calling
@@ -215,8 +214,8 @@ class Execution:
         if content_type.startswith("image/"):
             yield Upload(content_type, await self._place.store.get(submission.upload_key), name)
             return
-        with TemporaryDirectory(prefix="vitrine-") as directory:
-            path = Path(directory) / "upload"
+        with scratch() as directory:
+            path = directory / "upload"
             with path.open("wb") as file:
                 async for piece in await self._place.store.stream(submission.upload_key):
                     await asyncio.to_thread(file.write, piece)
