@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import secrets
 import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -19,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from tests.crash import __doc__ as about
+from tests.crash import results
 from tests.crash.matrix import Tally, run
 
 _SHOWN = 12
@@ -33,7 +32,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20, help="how many (default: 20)")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6), help="of the plan")
     parser.add_argument("--jobs", type=int, default=100, help="jobs a round, about (default: 100)")
-    parser.add_argument("--results", type=Path, help="a JSON file to which this run is added")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        help="a JSON file to which this run is added, with a table beside it",
+    )
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="vitrine-crash-"))
     console = Console()
@@ -54,9 +57,9 @@ def main() -> None:
 
         tally = asyncio.run(run(options.rounds, options.seed, options.jobs, folder, show))
     seconds = time.monotonic() - started
-    console.print(totals_table(tally, seconds))
+    console.print(totals_table(results.totals(tally), seconds))
     if options.results is not None:
-        add_result(options.results, tally, seconds)
+        results.add(options.results, tally, options.jobs, seconds)
     if tally.violation:
         console.print(tally.violation, style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
@@ -73,35 +76,12 @@ def rounds_table(tally: Tally) -> Table:
     return table
 
 
-def totals_table(tally: Tally, seconds: float) -> Table:
+def totals_table(counts: dict[str, int], seconds: float) -> Table:
     """Return what all rounds come to."""
-    table = Table("what", "count", title=f"{len(tally.rounds)} rounds in {seconds:.0f} s")
-    for name, count in totals(tally).items():
+    table = Table("what", "count", title=f"{counts['rounds']} rounds in {seconds:.0f} s")
+    for name, count in counts.items():
         table.add_row(name, str(count))
     return table
-
-
-def totals(tally: Tally) -> dict[str, int]:
-    """Return the counts of a run: jobs, outcomes, attempts, faults, what clients met."""
-    found = {"rounds": len(tally.rounds), "jobs": tally.jobs}
-    found |= {f"ended: {name}": count for name, count in tally.outcomes.most_common()}
-    found |= {f"attempts: {n}": count for n, count in sorted(tally.attempts.items())}
-    found |= {f"fault: {name}": count for name, count in tally.faults.most_common()}
-    found |= {f"met: {name}": count for name, count in tally.met.most_common()}
-    found["stray files removed in the end"] = tally.strays
-    found["violations"] = int(bool(tally.violation))
-    return found
-
-
-def add_result(path: Path, tally: Tally, seconds: float) -> None:
-    """Add a run to a JSON file of runs."""
-    runs: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
-    runs.append(
-        {"seed": tally.seed, "seconds": round(seconds)}
-        | totals(tally)
-        | {"violation": tally.violation}
-    )
-    path.write_text(json.dumps(runs, indent=1) + "\n")
 
 
 if __name__ == "__main__":
