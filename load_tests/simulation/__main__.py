@@ -74,7 +74,7 @@ def plot(scenario: Scenario, record: Record, folder: Path) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "vitrine"
     from matplotlib import pyplot
 
-    samples = record.samples[:: max(1, len(record.samples) // 1500)]
+    samples = record.samples[:: max(1, len(record.samples) // 800)]
     times = np.array([t for t, *_ in samples]) / HOUR_S
     _, _, busy, ready, paid = (np.array(column) for column in zip(*samples, strict=True))
     figure, axes = pyplot.subplots(3, 1, sharex=True, figsize=(8, 6), layout="constrained")

@@ -80,7 +80,9 @@ class Simulation:
         self._service, self._scaler = service, scaler
         self._waiting: deque[tuple[float, int]] = deque()
         self._busy = 0
-        self._ready = scaler.least
+        # Begin as if the first load had lasted: what starts from nothing is not what is asked.
+        first = math.ceil(rate(0.0) * service.mean_s / scaler.slots)
+        self._ready = min(max(first, scaler.least), scaler.most)
         self._starting = 0
         # Pods that are asked to go finish what they run and take nothing new.
         self._wanted_history: deque[tuple[float, int]] = deque()

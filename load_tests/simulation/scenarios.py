@@ -32,7 +32,7 @@ def spike(base: float, top: float, begin_s: float, end_s: float) -> Rate:
 
 
 _JOB = Service(mean_s=8.0)
-_WORKERS = Scaler(least=2, most=50)
+WORKERS = Scaler(least=2, most=50)
 _GPUS = Scaler(
     least=1,
     most=16,
@@ -53,7 +53,7 @@ def scenarios() -> list[Scenario]:
     day, jump = daily(0.5, 12.0), spike(2.0, 15.0, 2 * HOUR_S, 2.5 * HOUR_S)
     rare = spike(0.0, 0.05, 2 * HOUR_S, 3 * HOUR_S)
     return [
-        Scenario("day-scaled", "a day, pods start in 20 s", 24, day, 12, _JOB, _WORKERS),
+        Scenario("day-scaled", "a day, pods start in 20 s", 24, day, 12, _JOB, WORKERS),
         Scenario(
             "day-fixed",
             "a day, 30 pods fixed",
@@ -61,9 +61,9 @@ def scenarios() -> list[Scenario]:
             day,
             12,
             _JOB,
-            replace(_WORKERS, least=30, most=30),
+            replace(WORKERS, least=30, most=30),
         ),
-        Scenario("spike-warm", "a spike of 7.5 x, pods start in 20 s", 5, jump, 15, _JOB, _WORKERS),
+        Scenario("spike-warm", "a spike of 7.5 x, pods start in 20 s", 5, jump, 15, _JOB, WORKERS),
         Scenario(
             "spike-gpu",
             "the spike, pods with a GPU start in 240 s",

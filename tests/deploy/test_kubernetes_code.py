@@ -19,6 +19,7 @@ from dockerfile_parse import DockerfileParser
 from pydantic import BaseModel
 
 from k8s import rules
+from load_tests.simulation.scenarios import WORKERS
 from models.repository import write_catalogue
 from models.weights.pull import published
 from service.app import create_app
@@ -295,6 +296,24 @@ def test_workers_are_scaled_by_what_one_runs(
         if scaler["metadata"]["name"] == "worker":
             (trigger,) = scaler["spec"]["triggers"]
             assert float(trigger["metadata"]["threshold"]) == concurrency
+
+
+def test_the_simulated_scaler_is_that_of_production(tmp_path: Path) -> None:
+    scaler = rendered("production", tmp_path).get("ScaledObject", "worker")["spec"]
+    behavior = scaler["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    up = {policy["type"]: policy for policy in behavior["scaleUp"]["policies"]}
+    (down,) = behavior["scaleDown"]["policies"]
+    assert WORKERS.least == scaler["minReplicaCount"]
+    assert WORKERS.most == scaler["maxReplicaCount"]
+    assert WORKERS.slots == float(scaler["triggers"][0]["metadata"]["threshold"])
+    assert WORKERS.polling_s == scaler["pollingInterval"]
+    assert WORKERS.cooldown_s == scaler["cooldownPeriod"]
+    assert WORKERS.stabilization_s == behavior["scaleDown"]["stabilizationWindowSeconds"]
+    assert WORKERS.up_percent == up["Percent"]["value"]
+    assert WORKERS.up_pods == up["Pods"]["value"]
+    assert {WORKERS.up_period_s} == {policy["periodSeconds"] for policy in up.values()}
+    assert WORKERS.down_percent == down["value"]
+    assert WORKERS.down_period_s == down["periodSeconds"]
 
 
 def test_alerts_are_those_of_prometheus() -> None:
