@@ -278,6 +278,9 @@ def test_secrets_are_named_in_the_guide(manifests: Manifests) -> None:
 @pytest.mark.parametrize("name", [*OVERLAYS, "variation"])
 def test_overlays_differ_as_they_say(name: str, tmp_path: Path) -> None:
     found = rendered(name, tmp_path)
+    image = found.container("triton").spec["image"]
+    assert image.endswith("-cpu") == (name == "cpu")
+    assert found.container("weights").spec["image"] == image
     on_gpu = "nvidia.com/gpu" in found.container("triton").spec["resources"]["limits"]
     assert on_gpu == (name != "cpu")
     assert found.container("weights").env["DEVICE"] == ("cuda" if on_gpu else "cpu")
