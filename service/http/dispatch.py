@@ -128,8 +128,9 @@ class _Call:
             traceparent=traceparent(),
         )
         queue, store, upload = self._gateway.queue, self._gateway.store, self._upload
+        most = self._caller.limits.queued_jobs
         if upload is None:
-            job = await queue.submit(submission)
+            job = await queue.submit(submission, most_queued=most)
             return job, job.id != submission.id
         await queue.ping()  # no upload is stored for a queue that cannot take its job
         key = upload_key(submission.id)
@@ -142,7 +143,7 @@ class _Call:
         )
         await store.put(key, upload.data, upload.content_type)
         try:
-            job = await queue.submit(submission)
+            job = await queue.submit(submission, most_queued=most)
         except (IdempotencyConflict, TooManyRequests):
             # Only a refusal says that there is no job; after a lost connection there may be one.
             await store.delete(key)

@@ -19,12 +19,13 @@ from typing import Any
 import orjson
 from starlette.requests import Request
 
+from service.auth.access import Caller
 from service.errors import BadInput, InvalidParameter, RequestTimeout, UnsupportedMedia
 from service.http.multipart import Form, boundary_of
 from service.http.spool import Spool, too_large
 from service.media.fetch import Fetcher
 from service.media.sniff import Kind
-from service.settings import Settings
+from service.settings import LimitSettings, Settings
 from service.tasks.contract import Upload
 
 __all__ = ["Kind", "read_input"]
@@ -67,7 +68,7 @@ class _Reader:
         self, request: Request, settings: Settings, kinds: Collection[Kind], spools: ExitStack
     ) -> None:
         self._request = request
-        self._limits = settings.limits
+        self._limits = _narrowed(settings.limits, request.state.caller)
         self._kinds = kinds
         self._spools = spools
         self._fetcher: Fetcher = request.app.state.gateway.fetcher
@@ -204,6 +205,18 @@ class _Reader:
         spool = Spool(self._limits, self._kinds, content_type, name)
         self._spools.callback(spool.close)
         return spool
+
+
+def _narrowed(limits: LimitSettings, caller: Caller) -> LimitSettings:
+    """Return the limits of a medium, which are the caller's where those are lower, also when it is
+    fetched from a URL."""
+    most = caller.limits.body_bytes
+    if most is None:
+        return limits
+    narrower = {
+        name: min(most, getattr(limits, name)) for name in ("body_bytes", "image_body_bytes")
+    }
+    return limits.model_copy(update=narrower)
 
 
 def _merge(body: dict[str, Any], query: dict[str, Any]) -> dict[str, Any]:

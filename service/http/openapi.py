@@ -35,7 +35,7 @@ NARROWER_CODES: dict[int, tuple[str, ...]] = {
     415: ("unsupported_codec",),
     422: ("missing_input",),
     401: ("missing_key", "invalid_key", "key_expired", "key_revoked"),
-    429: ("queue_full", "rate_limited", "concurrency_exceeded"),
+    429: ("queue_full", "rate_limited", "concurrency_exceeded", "too_many_queued_jobs"),
     503: (
         "model_loading",
         "model_load_failed",

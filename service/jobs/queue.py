@@ -62,7 +62,7 @@ class Queue:
         """Return when Redis answers and takes writes; raise RedisUnavailable otherwise."""
         await self.connection.run("ping")
 
-    async def submit(self, submission: Submission) -> Job:
+    async def submit(self, submission: Submission, *, most_queued: int | None = None) -> Job:
         """Store the job's record and put it into its lane, in one step, and return it.
 
         A replay (same tenant, same idempotency key, same request hash) returns the job that the
@@ -71,7 +71,8 @@ class Queue:
 
         Raises:
             IdempotencyConflict: the key was used with another request hash.
-            TooManyRequests: `jobs.max_queued` jobs wait already.
+            TooManyRequests: `jobs.max_queued` jobs wait already (`queue_full`), or `most_queued`
+                of this tenant do (`too_many_queued_jobs`).
         """
         status, *rest = await self.connection.run(
             "submit",
@@ -83,6 +84,7 @@ class Queue:
             submission.tenant,
             _digest(submission.idempotency_key),
             submission.request_hash,
+            most_queued or "",
         )
         if status == "conflict":
             raise IdempotencyConflict(
@@ -94,6 +96,13 @@ class Queue:
                 code="queue_full",
                 retry_after=QUEUE_FULL_RETRY_S,
                 limit=self._jobs.max_queued,
+            )
+        if status == "tenant full":
+            raise TooManyRequests(
+                f"The key has {rest[0]} jobs that wait, its limit (queued_jobs).",
+                code="too_many_queued_jobs",
+                retry_after=QUEUE_FULL_RETRY_S,
+                limit={"name": "queued_jobs", "jobs": most_queued},
             )
         return parse_job(rest[0])
 

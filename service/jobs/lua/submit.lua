@@ -1,7 +1,7 @@
 -- (nothing) -> queued: record, lane, turn, index and idempotency key in one step.
--- Returns {'made' | 'known', snapshot}, {'conflict', id} or {'full', waiting}.
+-- Returns {'made' | 'known', snapshot}, {'conflict', id}, {'full', waiting} or {'tenant full', waiting}.
 local SWEPT_EVERY = 32
-local id, submission, task, model, lane, tenant, digest, hash = unpack(ARGV, 2)
+local id, submission, task, model, lane, tenant, digest, hash, most = unpack(ARGV, 2)
 
 -- The same submission again: the answer to the first was lost on the way.
 if redis.call('EXISTS', key('job', id)) == 1 then
@@ -25,6 +25,15 @@ for _, name in ipairs(LANES) do
 end
 if waiting >= limits.max_queued then
   return {'full', waiting}
+end
+if most ~= '' then
+  local own = 0
+  for _, name in ipairs(LANES) do
+    own = own + redis.call('ZCARD', key('waiting', name, tenant))
+  end
+  if own >= tonumber(most) then
+    return {'tenant full', own}
+  end
 end
 
 local created = integer(now())
