@@ -83,6 +83,8 @@ def create_app(settings: Settings) -> FastAPI:
         version="0.1.0",
         description=_DESCRIPTION,
         openapi_tags=_TAGS,
+        # Generated clients name their methods by it.
+        generate_unique_id_function=lambda route: route.name,
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,

@@ -7,7 +7,7 @@ from typing import Any
 
 from service import errors
 from service.http.inputs import Kind
-from service.http.preferences import DispatchParameters
+from service.http.preferences import SECONDS, DispatchParameters
 from service.tasks.contract import TaskParameters
 
 _BINARY = {"type": "string", "format": "binary"}
@@ -52,13 +52,17 @@ def request_body(
     parameters: type[TaskParameters],
     kinds: Collection[Kind] = (),
     example: dict[str, Any] | None = None,
+    always_job: bool = False,
 ) -> dict[str, Any]:
     """Return the `openapi_extra` of an endpoint that calls `dispatch`.
 
     With `kinds` the medium may be the raw body, a form's file, or named in JSON, and every
-    parameter may be in the query as well; without them the body is JSON.
+    parameter may be in the query as well; without them the body is JSON. `mode` is no choice where
+    the answer is `always_job`.
     """
     fields = _properties(parameters) | _properties(DispatchParameters)
+    if always_job:
+        del fields["mode"]
     required = list(_schema(parameters).get("required", ()))
     content: dict[str, Any] = {}
     if kinds:
@@ -96,11 +100,17 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
             raise ValueError(f"no error has the status {status}")
         described = "; ".join(f"`{kind.code}`: {_first_line(kind)}" for kind in known)
         narrower = ", ".join(f"`{code}`" for code in NARROWER_CODES.get(status, ()))
+        codes = [kind.code for kind in known] + list(NARROWER_CODES.get(status, ()))
         documented[status] = {
             "description": f"{described} Narrower: {narrower}." if narrower else described,
             "content": {
                 "application/problem+json": {
-                    "schema": {"$ref": "#/components/schemas/Problem"},
+                    "schema": {
+                        "allOf": [
+                            {"$ref": "#/components/schemas/Problem"},
+                            {"properties": {"status": {"const": status}, "code": {"enum": codes}}},
+                        ]
+                    },
                     "example": known[0]("What was wrong, and which limit it broke.").problem(),
                 }
             },
@@ -117,6 +127,11 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
         schemas.pop(own, None)
     for methods in document["paths"].values():
         for operation in methods.values():
+            for parameter in operation.get("parameters", ()):
+                parameter["schema"] = _without_null(parameter["schema"])
+            operation["responses"].setdefault("500", problems(500)[500])
+            if "requestBody" in operation:
+                operation["responses"].setdefault("408", problems(408)[408])
             if "HTTPValidationError" in str(operation["responses"].get("422")):
                 operation["responses"]["422"] = problems(422)[422]
             if "security" in operation:
@@ -141,6 +156,14 @@ _PROBLEM: dict[str, Any] = {
         "errors": {"type": "array", "items": {"type": "object"}},
     },
 }
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a parameter that is left out where Python has None."""
+    kinds = [kind for kind in schema.get("anyOf", ()) if kind.get("type") != "null"]
+    return (
+        schema if len(kinds) != 1 else kinds[0] | {k: v for k, v in schema.items() if k != "anyOf"}
+    )
 
 
 def _schema(model: Any) -> dict[str, Any]:
@@ -186,20 +209,23 @@ def _headers() -> list[dict[str, Any]]:
             "name": "Idempotency-Key",
             "in": "header",
             "description": "The same key and request give the same answer, or the same job.",
-            "schema": {"type": "string", "maxLength": 255},
+            "schema": {"type": "string", "pattern": "^[ -~]{1,255}$"},
+            "example": "order-4711",
         },
         {
             "name": "Prefer",
             "in": "header",
             "description": "`respond-async` for a job; `wait=N` to wait N seconds for the job.",
             "schema": {"type": "string"},
+            "example": "wait=10",
         },
         {
             "name": "Request-Timeout",
             "in": "header",
             "description": "Seconds after which the answer is of no use. What could not be ready by then "
             "is refused at once (`overloaded`).",
-            "schema": {"type": "number", "exclusiveMinimum": 0},
+            "schema": {"type": "string", "pattern": rf"^(?![0.]+$){SECONDS.pattern}$"},
+            "example": "2.5",
         },
     ]
 

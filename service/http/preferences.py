@@ -7,14 +7,14 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
 from service.errors import InvalidParameter
 from service.http.parameters import validate
 from service.jobs.record import Lane
 
-_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
 class DispatchParameters(BaseModel):
@@ -22,8 +22,10 @@ class DispatchParameters(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    mode: Literal["sync", "async"] | None = None
-    priority: Lane = Lane.NORMAL
+    mode: Literal["sync", "async"] | None = Field(
+        None, description="`sync`: the answer itself (the default); `async`: a job."
+    )
+    priority: Lane = Field(Lane.NORMAL, description="Which jobs go first; of no use without one.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ def allowed_seconds(request: Request, most: float) -> float:
     value = request.headers.get("request-timeout")
     if value is None:
         return most
-    if not _SECONDS.fullmatch(value) or not float(value):
+    if not SECONDS.fullmatch(value) or not float(value):
         raise InvalidParameter(
             "Request-Timeout must be a number of seconds above 0, such as 2.5.",
             param="Request-Timeout",

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import Match, Mount
 
 from service.errors import VitrineError
 from service.http.parameters import explain
@@ -57,11 +58,14 @@ def register(app: FastAPI) -> None:
             "code": code,
             "detail": f"{request.method} {request.url.path}: {phrase.lower()}.",
         }
+        headers = error.headers
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers = {"Allow": ", ".join(_methods(request) or ("GET", "HEAD"))}
         return Response(
             orjson.dumps(body),
             status_code=error.status_code,
             media_type=_MEDIA_TYPE,
-            headers=error.headers,
+            headers=headers,
         )
 
     async def client_disconnect(request: Request, error: Any) -> Response:
@@ -72,3 +76,16 @@ def register(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, validation_error)
     app.add_exception_handler(HTTPException, http_exception)
     app.add_exception_handler(ClientDisconnect, client_disconnect)
+
+
+def _methods(request: Request) -> list[str]:
+    """Return the methods that the path takes: the router's own answer tells those of one route only."""
+    return [
+        method
+        for method in ("DELETE", "GET", "PATCH", "POST", "PUT")
+        if any(
+            route.matches(request.scope | {"method": method})[0] is Match.FULL
+            for route in request.app.routes
+            if not isinstance(route, Mount)
+        )
+    ]

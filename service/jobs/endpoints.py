@@ -15,7 +15,7 @@ from service.deps import Gateway, GatewayDep
 from service.errors import NotFound, RedisUnavailable
 from service.http.openapi import problems
 from service.http.preferences import wants
-from service.jobs.record import Event, State
+from service.jobs.record import JOB_ID, Event, State
 from service.jobs.responses import (
     job_response,
     media_response,
@@ -28,6 +28,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[JOBS])
 
 JobId = Annotated[str, Path(description="The job's id, as `job_01j…`.", max_length=64)]
 
+_EVENT_ID = r"^[0-9]{1,20}(-[0-9]{1,20})?$"
 _PING_S = 15
 _RETRY_MS = 2000
 
@@ -55,7 +56,12 @@ async def list_jobs(
     caller: CallerDep,
     state: Annotated[State | None, Query(description="Only jobs in this state.")] = None,
     task: Annotated[str | None, Query(description="Only jobs of this task.", max_length=64)] = None,
-    after: Annotated[str | None, Query(description="`next` of the page before.")] = None,
+    after: Annotated[
+        str | None,
+        Query(
+            description="`next` of the page before.", json_schema_extra={"pattern": f"^{JOB_ID}$"}
+        ),
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=100, description="Jobs a page.")] = 20,
 ) -> JobList:
     """List jobs, newest first."""
@@ -95,7 +101,10 @@ async def follow_job(
     gateway: GatewayDep,
     caller: CallerDep,
     job_id: JobId,
-    last_event_id: Annotated[str | None, Header(description="Resume behind this event.")] = None,
+    last_event_id: Annotated[
+        str | None,
+        Header(description="Resume behind this event.", json_schema_extra={"pattern": _EVENT_ID}),
+    ] = None,
 ) -> EventSourceResponse:
     """Follow a job by server-sent events, from its first event or from `Last-Event-ID`."""
     events = await gateway.queue.events(job_id, caller.sees, last_event_id)
@@ -126,7 +135,11 @@ async def get_result(
     responses=_MEDIUM | problems(404, 409, 503),
 )
 async def get_result_file(
-    request: Request, gateway: GatewayDep, caller: CallerDep, job_id: JobId, name: str
+    request: Request,
+    gateway: GatewayDep,
+    caller: CallerDep,
+    job_id: JobId,
+    name: Annotated[str, Path(description="The file's name.")],
 ) -> Response:
     """Get one medium of a result; byte ranges are served."""
     job, result = succeeded(await gateway.queue.get(job_id, caller.sees))

@@ -100,3 +100,20 @@ class JobList(BaseModel):
     data: list[JobView]
     has_more: bool
     next: str | None = Field(description="`after` of the next page; null on the last.")
+
+
+AS_JOB: dict[int | str, dict[str, Any]] = {
+    202: {"model": JobView, "description": "The job, where one was asked for (`mode=async`)."}
+}
+"""The further answer of endpoints that answer at once or by a job."""
+
+WAITED_FOR: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": JobView,
+        "description": "The job, where it ended within `Prefer: wait=N`; its one medium, where "
+        "`Accept` names that medium's type.",
+        "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}},
+    },
+    202: {"description": "The job."},
+}
+"""The answers of endpoints that always make a job."""

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request, Response
 from service.auth.access import INFER
 from service.http.dispatch import dispatch
 from service.http.openapi import problems, request_body
+from service.jobs.schemas import AS_JOB
 from service.tasks.deepfake.pipeline import DetectDeepfake
 from service.tasks.deepfake.schemas import Deepfake, DeepfakeParameters
 
@@ -17,7 +18,7 @@ router = APIRouter(prefix="/v1", tags=["understand"], dependencies=[INFER])
     "/deepfake",
     summary="Tell whether faces in a video or picture were manipulated",
     response_model=Deepfake,
-    responses=problems(400, 404, 413, 415, 422, 429, 500, 503, 504),
+    responses=AS_JOB | problems(400, 404, 409, 413, 415, 422, 429, 500, 503, 504, 507),
     openapi_extra=request_body(
         DeepfakeParameters,
         kinds=("image", "video"),

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from service.auth.access import INFER
 from service.http.dispatch import dispatch
 from service.http.openapi import problems, request_body
-from service.jobs.schemas import JobView
+from service.jobs.schemas import WAITED_FOR, JobView
 from service.tasks.generate.pipeline import GenerateImage
 from service.tasks.generate.schemas import GenerateImageParameters
 
@@ -19,10 +19,11 @@ router = APIRouter(prefix="/v1/generate", tags=["generate"], dependencies=[INFER
     summary="Make pictures from a prompt",
     status_code=202,
     response_model=JobView,
-    responses=problems(400, 404, 415, 422, 429, 500, 503, 507),
+    responses=WAITED_FOR | problems(400, 404, 409, 413, 415, 422, 429, 500, 503, 507),
     openapi_extra=request_body(
         GenerateImageParameters,
         example={"prompt": "a red circle left of a blue square", "seed": 7, "n": 2},
+        always_job=True,
     ),
 )
 async def generate_image(request: Request) -> Response:
