@@ -70,6 +70,8 @@ class Janitor:
         results and the job's end.
         """
         before = time.time() - self._orphan_age_s
+        if unfinished := await self._store.delete_unfinished(before):
+            _LOG.info("deleted unfinished files", count=unfinished)
         for prefix in ("uploads", "results"):
             async for found in self._store.objects(prefix):
                 job_id = found.key.split("/")[1]

@@ -6,7 +6,7 @@ import asyncio
 import os
 import re
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -22,6 +22,8 @@ from service.settings import Settings
 
 CHUNK_BYTES = 1024 * 1024
 _KEY = re.compile(r"(uploads|results)(/[A-Za-z0-9][A-Za-z0-9_.-]{0,127}){1,5}")
+# How the local store names a file until it is whole; listings leave it out.
+_UNFINISHED = re.compile(r"#\d+$")
 # EFBIG, ENOSPC and EDQUOT as the local store words them; the codes of S3 servers with quotas.
 _FULL = re.compile(r"os error (27|28|122)\)|QuotaExceeded|XMinioStorageFull|InsufficientStorage")
 
@@ -160,6 +162,17 @@ class Store:
                     modified = meta["last_modified"].timestamp()
                     yield StoredObject(meta["path"], int(meta["size"]), modified)
 
+    async def delete_unfinished(self, before: float) -> int:
+        """Delete what writers that were killed had begun before that time; return how many there were.
+
+        Only directories have such files, beside the object that they were to become; a bucket
+        forgets unfinished uploads by its own lifecycle rule.
+        """
+        if self._directory is None:
+            return 0
+        with _mapped("The storage takes no deletions."):
+            return await asyncio.to_thread(_delete_unfinished, self._directory, before)
+
     async def _delete(self, keys: list[str]) -> None:
         with _mapped("The storage takes no deletions."):
             for key in keys:
@@ -172,6 +185,18 @@ class Store:
 def _room(directory: Path) -> Room:
     disk = os.statvfs(directory)
     return Room(free=disk.f_bavail * disk.f_frsize, total=disk.f_blocks * disk.f_frsize)
+
+
+def _delete_unfinished(directory: Path, before: float) -> int:
+    deleted = 0
+    for folder, _, names in os.walk(directory):
+        for name in filter(_UNFINISHED.search, names):
+            path = Path(folder, name)
+            with suppress(FileNotFoundError):  # it may just have become the object
+                if path.stat().st_mtime < before:
+                    path.unlink()
+                    deleted += 1
+    return deleted
 
 
 def _check(key: str) -> None:

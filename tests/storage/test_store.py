@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,28 @@ except StorageFull:
     )
     assert ran.stdout == "full\n"
     assert [path for path in directory.rglob("*") if path.is_file()] == []
+
+
+def test_what_a_killed_writer_left_is_deleted(
+    store: Store, directory: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "clip").write_bytes(bytes(200_000_000))
+    program = (
+        "import asyncio, sys\n"
+        "from pathlib import Path\n"
+        "from service.settings import Settings, StorageSettings\n"
+        "from service.storage.store import Store\n"
+        "store = Store(Settings(storage=StorageSettings(url=sys.argv[1])))\n"
+        "asyncio.run(store.put('uploads/job_1', Path(sys.argv[2]), 'video/mp4'))\n"
+    )
+    command = [sys.executable, "-c", program, directory.as_uri(), str(tmp_path / "clip")]
+    with subprocess.Popen(command, env={"PYTHONPATH": ":".join(sys.path)}) as writer:
+        while not list(directory.glob("uploads/*#*")):
+            assert writer.poll() is None, "it was too fast to be killed"
+        writer.kill()
+    assert asyncio.run(store.delete_unfinished(time.time() - 3600)) == 0
+    assert asyncio.run(store.delete_unfinished(time.time() + 1)) == 1
+    assert list(directory.rglob("*#*")) == []
 
 
 def test_a_broken_directory_is_unavailable(store: Store, directory: Path) -> None:
