@@ -84,7 +84,7 @@ def _methods(request: Request) -> list[str]:
         method
         for method in ("DELETE", "GET", "PATCH", "POST", "PUT")
         if any(
-            route.matches(request.scope | {"method": method})[0] is Match.FULL
+            route.matches({**request.scope, "method": method})[0] is Match.FULL
             for route in request.app.routes
             if not isinstance(route, Mount)
         )

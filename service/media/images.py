@@ -93,6 +93,7 @@ def to_model_input(image: Image.Image, contract: ImageInput) -> NDArray[np.uint8
 
     Sizes are rounded as torchvision's transforms round them, and Pillow resizes, so the pixels
     equal those of `Resize` and `CenterCrop` on a Pillow picture.
+    A picture sent at its own size keeps its place at the top left where `multiple_of` makes it larger.
     Raises BadInput or PayloadTooLarge if the contract takes pictures at their own size and this
     one is outside [min_side, max_side].
     """
@@ -101,14 +102,14 @@ def to_model_input(image: Image.Image, contract: ImageInput) -> NDArray[np.uint8
     filter_ = _RESAMPLING[contract.interpolation]
     if contract.resize == "none":
         _check_sides(image.size, contract)
+        return _filled_up(to_planes(image), contract.multiple_of)
+    if contract.height is None or contract.width is None:
+        raise ValueError(f"resize {contract.resize!r} needs a height and a width")
+    size = (contract.width, contract.height)
+    if contract.resize == "squash":
+        image = image.resize(size, filter_)
     else:
-        if contract.height is None or contract.width is None:
-            raise ValueError(f"resize {contract.resize!r} needs a height and a width")
-        size = (contract.width, contract.height)
-        if contract.resize == "squash":
-            image = image.resize(size, filter_)
-        else:
-            image = _resized_and_cropped(image, contract.resize_to or min(size), size, filter_)
+        image = _resized_and_cropped(image, contract.resize_to or min(size), size, filter_)
     return to_planes(image)
 
 
@@ -130,6 +131,14 @@ def shorter_side_size(width: int, height: int, resize_to: int) -> tuple[int, int
 def centre(size: int, crop: int) -> int:
     """Return where a centred window of `crop` pixels starts on a side of `size` (negative: padding)."""
     return round((size - crop) / 2) if size >= crop else -((crop - size) // 2)
+
+
+def _filled_up(planes: NDArray[np.uint8], multiple_of: int) -> NDArray[np.uint8]:
+    """Repeat the last column and row until both sides are multiples."""
+    missing = [-side % multiple_of for side in planes.shape[1:]]
+    if not any(missing):
+        return planes
+    return np.pad(planes, ((0, 0), (0, missing[0]), (0, missing[1])), mode="edge")
 
 
 def _resized_and_cropped(

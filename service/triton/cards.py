@@ -79,7 +79,8 @@ class ImageInput(_Frozen):
     `resize`:
       * `squash`: to (height, width), aspect not kept;
       * `shorter-side`: shorter side to `resize_to`, then centre crop to (height, width);
-      * `none`: sent at its own size, within [min_side, max_side].
+      * `none`: sent at its own size, within [min_side, max_side], its right and bottom edges
+        repeated up to the next multiple of `multiple_of`.
     `mean` and `std` (per channel, for pixels in 0..1) are applied inside the model; they are here
     so that a user can see and repeat the pre-processing.
     """

@@ -300,3 +300,16 @@ def test_a_picture_at_its_own_size_stays_within_the_card_s_sides(photograph: Ima
     assert small.value.stable_code == "image_too_small"
     with pytest.raises(PayloadTooLarge, match="512 and less"):
         to_model_input(photograph.resize((513, 40)), own)
+
+
+def test_sides_are_filled_up_to_multiples(photograph: Image.Image) -> None:
+    picture = photograph.crop((0, 0, 30, 17))
+    contract = ImageInput(resize="none", multiple_of=16)
+    got = to_model_input(picture, contract)
+    assert got.shape == (3, 32, 32)
+    assert got.flags.c_contiguous
+    planes = np.asarray(picture).transpose(2, 0, 1)
+    assert np.array_equal(got[:, :17, :30], planes)
+    assert (got[:, :17, 30:] == planes[:, :, -1:]).all()
+    assert (got[:, 17:] == got[:, 16:17]).all()
+    assert to_model_input(photograph.crop((0, 0, 32, 16)), contract).shape == (3, 16, 32)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Mapping
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from service.errors import BadInput, InvalidParameter, ModelFailed
 from service.tasks.contract import Progress, unreported
-from service.tasks.generate.pipeline import GenerateImage
-from service.tasks.generate.schemas import GeneratedImages, GenerateImageParameters
+from service.tasks.generate.pipeline import GenerateImage, encode
+from service.tasks.generate.schemas import Format, GeneratedImages, GenerateImageParameters
 from service.triton.tensors import Array
 from tests.tasks.scripted import PAINTER, ScriptedTriton, Watcher, context
 
@@ -86,6 +87,20 @@ async def test_formats(format: str, named: str) -> None:
     image = Image.open(BytesIO(attachment.data))
     assert (image.format, attachment.content_type) == (named, f"image/{format}")
     assert np.abs(np.asarray(image).astype(int) - 50).max() <= 2
+
+
+@pytest.mark.parametrize("format", ["webp", "jpeg"])
+def test_other_formats_tell_it_in_exif(format: Format) -> None:
+    pixels = np.full((8, 8, 3), 99, np.uint8)
+    described = {"prompt": "ein grüner Kreis", "steps": 4, "seed": 7}
+    exif = Image.open(BytesIO(encode(pixels, format, described))).getexif()
+    assert exif[ExifTags.Base.Software] == "Vitrine"
+    comment = exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment]
+    assert comment[:8] == b"ASCII\0\0\0"
+    assert json.loads(comment[8:]) == {"Software": "Vitrine"} | described
+    for prompt in ("x" * 64_900, "x" * 70_000):  # what EXIF just can hold, and what it cannot
+        file = Image.open(BytesIO(encode(pixels, format, {"prompt": prompt})))
+        assert file.getexif()[ExifTags.Base.Software] == "Vitrine"
 
 
 async def test_a_seed_is_drawn_where_none_is_given_and_gives_the_picture_again() -> None:

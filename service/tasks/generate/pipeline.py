@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
@@ -12,7 +13,7 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 from service.errors import ModelFailed
@@ -32,6 +33,10 @@ from service.triton.client import Triton
 from service.triton.tensors import Array
 
 SEEDS = 2**63
+_SOFTWARE = "Vitrine"
+
+# A JPEG's EXIF is one segment of at most 65,533 bytes; the other fields need less than the rest.
+_COMMENT_BYTES = 65_000
 
 # How the settings of a card become Triton's tensors.
 _TENSORS: dict[str, type[np.generic]] = {
@@ -116,14 +121,34 @@ class GenerateImage(Pipeline[GenerateImageParameters]):
 
 
 def encode(pixels: NDArray[np.uint8], format: Format, described: Mapping[str, Any]) -> bytes:
-    """Return a picture [H, W, 3] as a file; a PNG carries `described` as text chunks."""
-    info = PngInfo()
-    for name, value in ({"Software": "Vitrine"} | dict(described)).items():
-        info.add_itxt(name, str(value))
-    options = _ENCODING[format] | ({"pnginfo": info} if format == "png" else {})
+    """Return a picture [H, W, 3] as a file that carries `described`.
+
+    A PNG has it as text chunks, the other formats as JSON in EXIF's UserComment; a JPEG whose
+    description is longer than its EXIF can be (64 kB) goes without.
+    """
+    described = {"Software": _SOFTWARE} | dict(described)
+    options = _ENCODING[format] | (
+        {"pnginfo": _text_chunks(described)} if format == "png" else {"exif": _exif(described)}
+    )
     file = BytesIO()
     Image.fromarray(pixels).save(file, format, **options)
     return file.getvalue()
+
+
+def _text_chunks(described: Mapping[str, Any]) -> PngInfo:
+    info = PngInfo()
+    for name, value in described.items():
+        info.add_itxt(name, str(value))
+    return info
+
+
+def _exif(described: Mapping[str, Any]) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Software] = _SOFTWARE
+    comment = b"ASCII\0\0\0" + json.dumps(described).encode("ascii")
+    if len(comment) <= _COMMENT_BYTES:
+        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
+    return exif
 
 
 def _settings(parameters: GenerateImageParameters, card: Card) -> dict[str, Any]:

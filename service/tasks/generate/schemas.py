@@ -45,7 +45,8 @@ class GenerateImageParameters(TaskParameters):
     )
     format: Format = Field(
         "png",
-        description="File format. PNG is lossless and carries prompt, seed and settings as text.",
+        description="File format; PNG is lossless. Each carries prompt, seed and settings: PNG as text "
+        "chunks, the others as JSON in EXIF's UserComment.",
     )
 
 
