@@ -18,7 +18,7 @@ they have no turn until one of the started ends.
 Under one hash tag, `{<queue>}`, lie:
 
     job:<id>                  hash    the record; expires `record_ttl` after its end
-    events:<id>               stream  what followers read behind `queued`, the newest 200
+    events:<id>               stream  what followers read behind `queued`, the newest 200; for an hour
     waiting:<lane>            zset    queued jobs by time of submission: depth, expiry
     waiting:<lane>:<tenant>   zset    those never started, in the order of their submission
     ready                     zset    slots, by lane and round: a claim takes the first

@@ -156,7 +156,8 @@ class Queue:
         """Return an iterator over the job's events after `last_event_id` (default: from the first kept).
 
         It waits for new ones and ends after the event of the final state. About 200 events are
-        kept a job. Await this, then iterate: JobNotFound and InvalidParameter (an id that no
+        kept a job, to an hour after its end; later, `queued` and the final state are what is told.
+        Await this, then iterate: JobNotFound and InvalidParameter (an id that no
         event has) come before the first event. While it iterates, RedisUnavailable may come.
         """
         if (
@@ -186,7 +187,14 @@ class Queue:
                 if event.kind == "state" and State(event.data["state"]).final:
                     return
             if final and not entries:
+                if not await self._is_kept(stream):
+                    with suppress(JobNotFound):
+                        yield _last_event(await self.get(job.id))
                 return
+
+    async def _is_kept(self, stream: str) -> bool:
+        async with self.connection.guard(BLOCK_S * 2 + 1):
+            return bool(await self.connection.client.exists(stream))
 
     async def _is_final(self, job_id: str) -> bool:
         state: Any = await self.connection.client.hget(self.connection.key("job", job_id), "state")
@@ -199,6 +207,14 @@ class Queue:
                 async for _ in await self.events(job_id, tenant):
                     pass
         return await self.get(job_id, tenant)
+
+
+def _last_event(job: Job) -> Event:
+    """Return the final state's event of a job whose events are not kept any more."""
+    data: dict[str, Any] = {"state": job.state, "attempt": job.attempt}
+    if job.error is not None:
+        data["error"] = job.error.model_dump()
+    return Event(id=f"{round((job.finished_at or 0) * 1000) + 1}-0", kind="state", data=data)
 
 
 def _digest(idempotency_key: str | None) -> str:

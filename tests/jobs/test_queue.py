@@ -229,6 +229,19 @@ async def test_events_resume_after_the_last_one_seen(queue: Queue) -> None:
         await queue.events(job.id, last_event_id="yesterday")
 
 
+async def test_the_end_is_told_when_events_are_not_kept_any_more(queue: Queue) -> None:
+    job = await queue.submit(submission())
+    consumer = queue.consumer("w")
+    claim = await consumer.claim()
+    assert claim is not None
+    await consumer.fail(claim, JobError(code="model_failed", message="It broke."))
+    kept = await collect(queue, job.id)
+    await queue.connection.client.delete(queue.connection.key("events", job.id))
+    told = await collect(queue, job.id)
+    assert [event.data for event in told] == [kept[0].data, kept[-1].data]
+    assert [event.data for event in await collect(queue, job.id, kept[1].id)] == [kept[-1].data]
+
+
 async def test_events_are_bounded_and_keep_the_newest(queue: Queue) -> None:
     job = await queue.submit(submission())
     consumer = queue.consumer("w")

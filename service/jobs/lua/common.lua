@@ -8,6 +8,7 @@ local LANES = {'high', 'normal', 'low'}
 local RANK = {high = 0, normal = 1, low = 2}
 local LANE_SPAN = 2 ^ 50 -- `ready` is scored by lane, then by round: all exact in a double
 local EVENTS_KEPT = 200
+local EVENTS_TTL = 3600 * 1000 -- from the job's end; a stream takes 4 KiB at least (Redis 7)
 local WAKES_KEPT = 64
 
 local function key(...)
@@ -231,7 +232,7 @@ local function finalize(job, state, time, failure, result)
   redis.call('ZADD', key('garbage'), integer(time + kept), id)
   state_event(id, state, job.attempt, failure)
   redis.call('PEXPIRE', key('job', id), integer(limits.record_ttl))
-  redis.call('PEXPIRE', key('events', id), integer(limits.record_ttl))
+  redis.call('PEXPIRE', key('events', id), integer(math.min(EVENTS_TTL, limits.record_ttl)))
 end
 
 -- Expires a job that was not started in time. A job that has been started does not expire.
