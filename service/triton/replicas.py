@@ -59,7 +59,9 @@ class Replicas:
         timeout: float,  # noqa: ASYNC109 - as the stub has it
     ) -> pb.RepositoryIndexResponse:
         """Return one index: a model's state is the worst that it has on any server."""
-        answers = await self.ask(lambda stub: stub.RepositoryIndex(message, timeout=timeout))
+        answers = await self.ask(
+            lambda stub: stub.RepositoryIndex(message, timeout=timeout), leave_out=_is_silent
+        )
         known = [{model.name: model for model in answer.models} for answer in answers]
         names = {name: None for models in known for name in models}
         return pb.RepositoryIndexResponse(
@@ -88,14 +90,21 @@ class Replicas:
         return answers[0]
 
     async def ask(
-        self, question: Callable[[stubs.GRPCInferenceServiceStub], Awaitable[Any]]
+        self,
+        question: Callable[[stubs.GRPCInferenceServiceStub], Awaitable[Any]],
+        leave_out: Callable[[BaseException], bool] | None = None,
     ) -> list[Any]:
-        """Return the answers of the servers that are up. Raises the first error otherwise."""
+        """Return the answers of the servers, but for those that are down.
+
+        Raises the first error that `leave_out` (by default `is_down`) does not excuse, and the first
+        one where no server answered.
+        """
+        excused = leave_out or is_down
         answers = await asyncio.gather(
             *(question(stub) for stub in await self._stubs()), return_exceptions=True
         )
         for answer in answers:
-            if isinstance(answer, BaseException) and not is_down(answer):
+            if isinstance(answer, BaseException) and not excused(answer):
                 raise answer
         up = [answer for answer in answers if not isinstance(answer, BaseException)]
         if not up:
@@ -136,6 +145,12 @@ def is_down(error: BaseException) -> bool:
     details = error.details() or ""
     from_triton = "model" in details or "Request for" in details
     return error.code() is grpc.StatusCode.UNAVAILABLE and not from_triton
+
+
+def _is_silent(error: BaseException) -> bool:
+    """Tell whether nothing came in time: one server that hangs must not hide the others."""
+    late = grpc.StatusCode.DEADLINE_EXCEEDED
+    return is_down(error) or (isinstance(error, grpc.aio.AioRpcError) and error.code() is late)
 
 
 def _absent(name: str) -> pb.RepositoryIndexResponse.ModelIndex:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 from tritonclient.grpc import aio as triton_grpc
+from tritonclient.grpc import service_pb2 as pb
 
 from models.repository import write_catalogue
 from service.settings import TritonSettings
@@ -63,6 +66,11 @@ class Server:
             while not await self.ready():
                 assert self._process.status is None, "Triton ended"
                 await asyncio.sleep(0.1)
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
     async def ready(self, model: str = "brightness") -> bool:
         with contextlib.suppress(Exception):
@@ -171,8 +179,19 @@ async def test_a_server_that_dies_is_left_out_and_taken_back(
         assert {model.card.id: model.state for model in await client.models()}[
             "brightness"
         ] == "ready"
-        await client.load("spare")
-        await client.unload("spare")
         await servers[2].start()
         async with asyncio.timeout(20):
             await until_served_by(client, servers, set(_HOSTS))
+
+
+async def test_a_server_that_hangs_does_not_hide_the_others(
+    servers: list[Server], listed: str
+) -> None:
+    async with TritonClient(TritonSettings(url=listed)) as client:
+        os.kill(servers[2].pid, signal.SIGSTOP)
+        try:
+            index = await client._replicas.index(pb.RepositoryIndexRequest(), timeout=1.0)
+        finally:
+            os.kill(servers[2].pid, signal.SIGCONT)
+        states = {model.name: model.state for model in index.models}
+        assert states["brightness"] == "READY"
