@@ -125,13 +125,18 @@ def triton_command(
 
 
 def redis_command(directory: Path, port: int) -> tuple[str, ...]:
-    """Return the command line of a Redis on the loopback that logs every write to `directory`."""
+    """Return the command line of a Redis on the loopback that logs every write to `directory`.
+
+    What it has answered it has synced (`appendfsync always`), for all clients of a moment at once.
+    With `everysec` it puts off writing, and answers, while a sync takes its time: a killed server
+    then loses jobs that were accepted.
+    """
     options = {
         "port": str(port),
         "bind": "127.0.0.1",
         "dir": str(directory),
         "appendonly": "yes",
-        "appendfsync": "everysec",
+        "appendfsync": "always",
         "maxmemory-policy": "noeviction",
         "save": "",
         "daemonize": "no",
