@@ -11,22 +11,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import ImageNetInfo
 from timm.models.convnext import ConvNeXt, ConvNeXtBlock
 from torch import nn
 
+from models import imagenet
 from models.architecture import Architecture, Source, StateDict, Variant, unwrapped
 from models.demo import shapes
-from models.layers.pixels import Normalisation
-from models.layers.precision import convert
+from models.layers.classifier import Classifier
 from models.registry import register
-from models.serving import Arrays, Device, Predictor
-from service.triton.cards import Card, ImageInput, Licence, Metric, Paper, Task
+from models.serving import Device, Predictor
+from service.triton.cards import Card, Licence, Paper, Task
 
 PUBLISHED = "https://dl.fbaipublicfiles.com/convnext"
 
@@ -96,23 +94,6 @@ class IsotropicConvNeXt(nn.Module):
         return self.head(self.norm(x.mean((2, 3))))
 
 
-class Classifier(Predictor):
-    """IMAGE `uint8` [B, 3, H, W] to SCORES float32 [B, C]: the softmax probabilities."""
-
-    def __init__(self, network: nn.Module, card: Card, device: Device) -> None:
-        assert card.image is not None
-        self._network = convert(network, device)
-        self._normalise = Normalisation(card.image, device)
-        self._device = device
-
-    @torch.inference_mode()
-    def predict(self, batch: Arrays) -> Arrays:
-        image = self._normalise(batch["IMAGE"])
-        with self._device.autocast():
-            logits = self._network(image)
-        return {"SCORES": logits.float().softmax(dim=-1).cpu().numpy()}
-
-
 def official_to_timm(name: str) -> str:
     """Return timm's name of an entry of the authors' checkpoints; timm's own names stay as they are.
 
@@ -125,34 +106,11 @@ def official_to_timm(name: str) -> str:
     return re.sub(r"^stages\.(\d+)\.(\d+)\.", r"stages.\1.blocks.\2.", name)
 
 
-def _image(size: int) -> ImageInput:
-    if size < 384:
-        return ImageInput(
-            height=size,
-            width=size,
-            resize="shorter-side",
-            resize_to=int(size / 0.875),
-            interpolation="bicubic",
-        )
-    return ImageInput(height=size, width=size, resize="squash", interpolation="bicubic")
-
-
-@cache
-def _imagenet(subset: str) -> tuple[str, ...]:
-    return tuple(ImageNetInfo(subset).label_descriptions())
-
-
 def _file(name: str, training: str, size: int) -> Source:
     # Of the files of one training, only some hold an average of the weights, and say so.
     averaged = (training == "1k" and size == 224) or (name == "xlarge" and training == "22k-1k")
     suffix = "_ema" if averaged else ""
     return Source(f"{PUBLISHED}/convnext_{name}_{training.replace('-', '_')}_{size}{suffix}.pth")
-
-
-def _top1(value: float, note: str) -> tuple[Metric, ...]:
-    return (
-        Metric(name="top-1", value=value, dataset="ImageNet-1k", origin="published", note=note),
-    )
 
 
 def _variants() -> dict[str, Variant]:
@@ -165,7 +123,7 @@ def _variants() -> dict[str, Variant]:
                 "layer_scale": 1.0,
                 "num_classes": len(shapes.LABELS),
             },
-            image=ImageInput(height=64, width=64, resize="squash", interpolation="bicubic"),
+            image=imagenet.squashed(64),
             labels=shapes.LABELS,
             demo=True,
             default=True,
@@ -178,10 +136,10 @@ def _variants() -> dict[str, Variant]:
                 Variant(
                     f"{name}-{training}-{size}",
                     config=config,
-                    image=_image(size),
-                    labels=_imagenet("imagenet-1k"),
+                    image=imagenet.evaluation(size) if size < 384 else imagenet.squashed(size),
+                    labels=imagenet.labels(),
                     sources=(_file(name, training, size),),
-                    metrics=_top1(score, f"{title}, {training}, {size}x{size}"),
+                    metrics=imagenet.top1(score, f"{title}, {training}, {size}x{size}"),
                     flops=int(flops[size]),
                 )
                 for size, score in scores.items()
@@ -190,8 +148,8 @@ def _variants() -> dict[str, Variant]:
             Variant(
                 f"{name}-22k",
                 config=config | {"num_classes": 21841},
-                image=_image(224),
-                labels=_imagenet("imagenet-22k"),
+                image=imagenet.evaluation(224),
+                labels=imagenet.labels("imagenet-22k"),
                 sources=(_file(name, "22k", 224),),
                 flops=int(flops[224]),
                 notes=(
@@ -203,10 +161,10 @@ def _variants() -> dict[str, Variant]:
         Variant(
             f"isotropic-{name}",
             config={"depth": depth, "dim": dim, "layer_scale": None, "num_classes": 1000},
-            image=_image(224),
-            labels=_imagenet("imagenet-1k"),
+            image=imagenet.evaluation(224),
+            labels=imagenet.labels(),
             sources=(_file(f"iso_{name}", "1k", 224),),
-            metrics=_top1(score, "isotropic, 1k, 224x224"),
+            metrics=imagenet.top1(score, "isotropic, 1k, 224x224"),
             flops=int(flops),
         )
         for name, (depth, dim, flops, score) in _ISOTROPIC.items()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from models.deepfake.genconvit import GenConViT
 from models.demo import clips, shapes
-from models.demo.recipes import UnknownRecipe, convnext, genconvit, recipe
+from models.demo.recipes import UnknownRecipe, classification, genconvit, recipe
 from models.demo.train import RECORD, train
 from models.registry import architecture
 from models.serving import Device, Predictor
@@ -56,7 +56,9 @@ def test_a_short_training_of_convnext_writes_weights_and_record(tmp_path: Path) 
 def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         (tmp_path / name).mkdir()
-        convnext.train(tmp_path / name, "cpu", seed, lambda share, stage: None, steps=2)
+        recipe("convnext-demo").train(
+            tmp_path / name, "cpu", seed, lambda share, stage: None, steps=2
+        )
     first, same, other = (load_file(tmp_path / n / "model.safetensors") for n in ("a", "b", "c"))
     assert all(torch.equal(first[name], same[name]) for name in first)
     assert not torch.equal(first["head.fc.weight"], other["head.fc.weight"])
@@ -83,7 +85,7 @@ def test_a_failed_training_leaves_the_old_weights(
     def broken(*arguments: object) -> None:
         raise RuntimeError("the machine caught fire")
 
-    monkeypatch.setattr(convnext, "save_file", broken)
+    monkeypatch.setattr(classification, "save_file", broken)
     with pytest.raises(RuntimeError, match="fire"):
         train("convnext-demo", folder, steps=1)
     assert [path.name for path in tmp_path.iterdir()] == ["convnext-demo"]
@@ -142,7 +144,7 @@ def test_shipped_weights_are_small_and_come_with_their_record(model_id: str) -> 
 def test_shipped_convnext_names_held_out_shapes() -> None:
     paper = architecture("convnext")
     card = paper.card("demo", weights=WeightsRecord(kind="demo"))
-    scores = convnext.measure(paper, card, WEIGHTS / "convnext-demo", Device("cpu"), 300)
+    scores = classification.measure(paper, card, WEIGHTS / "convnext-demo", Device("cpu"), 300)
     assert scores["top-1"] >= 0.97
     assert scores["top-1, degraded pictures"] >= 0.93
 

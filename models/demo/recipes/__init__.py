@@ -1,4 +1,7 @@
-"""How each demo model is trained: one module a model, each with a function `train`."""
+"""How each demo model is trained.
+
+A recipe is a module with a function `train`, or an entry of a module's `RECIPES`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ Report = Callable[[float, str], None]
 
 # Model id -> module of this package.
 RECIPES = {
-    "convnext-demo": "convnext",
+    "convnext-demo": "classification",
     "genconvit-demo": "genconvit",
     "micro-dit-demo": "micro_dit",
 }
@@ -56,8 +59,9 @@ def recipe(model_id: str) -> Recipe:
     """Return the recipe of a demo model. Raises UnknownRecipe."""
     if model_id not in RECIPES:
         raise UnknownRecipe(f"no recipe for {model_id!r}; there are: {', '.join(RECIPES)}")
-    module: Recipe = importlib.import_module(f"{__name__}.{RECIPES[model_id]}")
-    return module
+    module = importlib.import_module(f"{__name__}.{RECIPES[model_id]}")
+    found: Recipe = getattr(module, "RECIPES", {}).get(model_id, module)
+    return found
 
 
 def training_device(name: str) -> Device:

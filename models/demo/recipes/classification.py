@@ -1,4 +1,4 @@
-"""Training of `convnext-demo`: names the colour and the shape of one drawn object.
+"""Training of the demo classifiers of pictures: they name the colour and the shape of one drawn object.
 
 Half of the pictures are drawn larger and scaled down, blurred, noisy or through JPEG, so that the
 network also judges pictures that a generator made or a browser sent.
@@ -7,6 +7,7 @@ network also judges pictures that a generator made or a browser sent.
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,33 +24,83 @@ from models.registry import architecture
 from models.serving import Device, Predictor
 from service.triton.cards import Card, WeightsRecord
 
-STEPS = 4000
 BATCH = 32
 PICTURES = 16_000
-LEARNING_RATE = 2e-3
 WARM_UP = 0.05
 HELD_OUT_PICTURES = 2_000
 
 
-def train(
-    folder: Path, device: str, seed: int, report: Report, steps: int | None = None
-) -> dict[str, float]:
-    """Train with AdamW and a cosine schedule; see `models.demo.recipes.Recipe`."""
-    steps = steps or STEPS
-    rng = np.random.default_rng(seed)
-    torch.manual_seed(seed)
-    paper = architecture("convnext")
-    card = paper.card("demo", weights=WeightsRecord(kind="demo"))
-    pixels, labels = _pictures(seed, min(PICTURES, steps * BATCH), rng, report)
-    on = training_device(device)
-    network = paper.network(paper.config("demo"))
-    network = network.to(on.torch, memory_format=torch.channels_last).train()
-    _fit(network, card, pixels, labels, steps, rng, on, report)
+@dataclass(frozen=True)
+class Shapes:
+    """Trains the `demo` variant of `slug` with AdamW and a cosine schedule; see `models.demo.recipes.Recipe`.
 
-    state = {name: value.half().cpu().contiguous() for name, value in network.state_dict().items()}
-    save_file(state, folder / "model.safetensors")
-    report(1.0, "measuring")
-    return measure(paper, card, folder, Device(device), min(HELD_OUT_PICTURES, steps * BATCH))
+    The variant takes 64 x 64 pictures and has the labels of `models.demo.shapes`.
+    """
+
+    slug: str
+    STEPS: int = 4000
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+
+    def train(
+        self, folder: Path, device: str, seed: int, report: Report, steps: int | None = None
+    ) -> dict[str, float]:
+        steps = steps or self.STEPS
+        rng = np.random.default_rng(seed)
+        torch.manual_seed(seed)
+        paper = architecture(self.slug)
+        card = paper.card("demo", weights=WeightsRecord(kind="demo"))
+        pixels, labels = _pictures(seed, min(PICTURES, steps * BATCH), rng, report)
+        on = training_device(device)
+        network = paper.network(paper.config("demo"))
+        network = network.to(on.torch, memory_format=torch.channels_last).train()
+        self._fit(network, card, pixels, labels, steps, rng, on, report)
+
+        state = {
+            name: value.half().cpu().contiguous() if value.is_floating_point() else value.cpu()
+            for name, value in network.state_dict().items()
+        }
+        save_file(state, folder / "model.safetensors")
+        report(1.0, "measuring")
+        return measure(paper, card, folder, Device(device), min(HELD_OUT_PICTURES, steps * BATCH))
+
+    def _fit(
+        self,
+        network: torch.nn.Module,
+        card: Card,
+        pixels: np.ndarray,
+        labels: np.ndarray,
+        steps: int,
+        rng: np.random.Generator,
+        device: Device,
+        report: Report,
+    ) -> None:
+        assert card.image is not None
+        normalise = Normalisation(card.image, device)
+        optimiser = torch.optim.AdamW(
+            network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
+        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, self.learning_rate, total_steps=max(steps, 2), pct_start=WARM_UP
+        )
+        for step in range(steps):
+            chosen = rng.integers(len(labels), size=BATCH)
+            image = normalise(_shifted(pixels[chosen], rng).transpose(0, 3, 1, 2))
+            truth = torch.from_numpy(labels[chosen]).to(device.torch)
+            with device.autocast():
+                logits = network(image)
+            loss = F.cross_entropy(logits.float(), truth, label_smoothing=0.05)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+            if step % 10 == 0:
+                report(0.05 + 0.95 * step / steps, f"step {step}/{steps}, loss {loss.item():.3f}")
+
+
+# By model id.
+RECIPES = {"convnext-demo": Shapes("convnext")}
 
 
 def measure(
@@ -104,38 +155,6 @@ def _degraded(seed: int, rng: np.random.Generator) -> np.ndarray:
         picture.save(file, "JPEG", quality=int(rng.integers(35, 96)))
         picture = Image.open(file)
     return np.asarray(picture.resize((64, 64), Image.Resampling.BICUBIC))
-
-
-def _fit(
-    network: torch.nn.Module,
-    card: Card,
-    pixels: np.ndarray,
-    labels: np.ndarray,
-    steps: int,
-    rng: np.random.Generator,
-    device: Device,
-    report: Report,
-) -> None:
-    assert card.image is not None
-    normalise = Normalisation(card.image, device)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, LEARNING_RATE, total_steps=max(steps, 2), pct_start=WARM_UP
-    )
-    for step in range(steps):
-        chosen = rng.integers(len(labels), size=BATCH)
-        image = normalise(_shifted(pixels[chosen], rng).transpose(0, 3, 1, 2))
-        truth = torch.from_numpy(labels[chosen]).to(device.torch)
-        with device.autocast():
-            logits = network(image)
-        loss = F.cross_entropy(logits.float(), truth, label_smoothing=0.05)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        if step % 10 == 0:
-            report(0.05 + 0.95 * step / steps, f"step {step}/{steps}, loss {loss.item():.3f}")
 
 
 def _shifted(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
