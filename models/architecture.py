@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from models.serving import Device, Generator, Predictor
+from models.uninitialised import Uninitialised
 from service.triton.cards import (
     Card,
     ClipInput,
@@ -119,7 +120,8 @@ class Architecture(ABC):
 
     def load(self, card: Card, folder: Path, device: Device) -> Predictor | Generator:
         """Load `folder/model.safetensors` strictly into the variant's network and wrap it."""
-        network = self.network(self.config(card.variant, len(card.labels) or None))
+        with Uninitialised():
+            network = self.network(self.config(card.variant, len(card.labels) or None))
         network.load_state_dict(load_file(folder / "model.safetensors"))
         return self.serve(network.float().eval().to(device.torch), card, device, folder)
 

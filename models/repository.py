@@ -24,6 +24,7 @@ from models.entries import CONFIG, InvalidEntry, read_card
 from models.registry import architecture
 from models.shipped import SHIPPED, shipped_parts
 from models.signatures import SIGNATURES, TensorSpec
+from models.weights.fit import blueprint
 from service.triton.call import BACKGROUND, INTERACTIVE
 from service.triton.cards import CATALOGUE, Card, ImageInput, WeightsRecord
 
@@ -100,7 +101,9 @@ def shipped(id: str) -> tuple[Card, dict[str, Path]]:
     slug, _, variant = spec.partition(":")
     parts, sha256 = shipped_parts(id)
     weights = WeightsRecord(kind=kind, source="shipped with Vitrine", sha256=sha256)
-    return architecture(slug).card(variant, id=id, weights=weights), parts
+    made = architecture(slug)
+    count = blueprint(made, made.config(variant)).parameters
+    return made.card(variant, id=id, weights=weights, parameter_count=count), parts
 
 
 def cards(repository: Path) -> list[Card]:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.serving import Device
+from models.uninitialised import Uninitialised
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -33,7 +34,8 @@ class Autoencoder:
         # Takes seconds to import, which only those who load this should spend.
         from diffusers import AutoencoderKL
 
-        vae = AutoencoderKL.from_config(json.loads((folder / "vae.json").read_text()))
+        with Uninitialised():
+            vae = AutoencoderKL.from_config(json.loads((folder / "vae.json").read_text()))
         state = load_file(folder / "vae.safetensors")
         vae.load_state_dict({_current_name(name): value for name, value in state.items()})
         return cls(vae.float().eval().to(device.torch), device)

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from models.serving import InvalidInput
+from models.uninitialised import Uninitialised
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel
@@ -103,7 +104,8 @@ class TextEncoder(nn.Module):
     @classmethod
     def load(cls, folder: Path, config: TowerConfig) -> TextEncoder:
         """Load `text_encoder.safetensors` (strictly) and `tokenizer.json` from a model's folder."""
-        tower = config.build()
+        with Uninitialised():
+            tower = config.build()
         tower.load_state_dict(read_tower(folder / "text_encoder.safetensors"))
         tokenizer = CaptionTokenizer.load(folder / "tokenizer.json", config)
         return cls(tower.float().eval(), tokenizer)

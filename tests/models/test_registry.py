@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from models.papers import PAPERS
 from models.registry import UnknownArchitecture, architecture, architectures, variant
@@ -78,6 +79,11 @@ def test_shipped_weights_are_small(id: str) -> None:
     limit = 4_200_000 if SIGNATURES[card.task].streamed else 2_100_000
     assert sum(path.stat().st_size for path in parts.values()) <= limit
     assert re.fullmatch("[0-9a-f]{64}", card.weights.sha256 or "")
+    with safe_open(parts["model.safetensors"], framework="pt") as file:
+        elements = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
+    # Beside its parameters a file holds buffers: counters, statistics, tables.
+    assert card.parameter_count is not None
+    assert 0.9 * elements <= card.parameter_count <= elements
 
 
 def test_outputs_are_those_of_the_task(served: tuple[Card, Predictor, Path]) -> None:
