@@ -7,11 +7,12 @@ it is worth trying again,
 
   * when it could not end before its deadline;
   * when there is a standing queue: the number under way has not come down to the normal one for
-    `patience_s`. A burst is let in and works itself off; a load that stays above the capacity is not.
+    `patience_s`, or three times the normal time where that is longer. A burst is let in and works
+    itself off; a load that stays above the capacity is not.
 
 The normal number follows from Little's law, rate x normal time. The normal time is what nearly all
 requests take while there is no standing queue (mean and four mean deviations, as in RFC 6298), at
-least 4 and at most 12 times the shortest: with one server and regular work, 99 % of requests end
+least 4 and at most 10 times the shortest: with one server and regular work, 99 % of requests end
 within 10 service times at a load of 80 %.
 
 A gateway sees its own requests only. Several of them share a model's rate, and so their estimates
@@ -100,9 +101,13 @@ class ModelLoad:
         return max(_FEWEST, math.ceil(self.rate * self._usual_s))
 
     @property
+    def _patience_s(self) -> float:
+        return max(self._settings.patience_s, 3 * self._usual_s)
+
+    @property
     def _usual_s(self) -> float:
         high = self._mean_s + 4 * self._deviation_s
-        return min(max(high, 4 * self._shortest_s), 12 * self._shortest_s)
+        return min(max(high, 4 * self._shortest_s), 10 * self._shortest_s)
 
     def enter(self, remaining_s: float) -> tuple[float, bool]:
         """Count a request in, and return what `leave` wants back. Raises Overloaded."""
@@ -135,14 +140,13 @@ class ModelLoad:
         self._looked_at = now
         if self.under_way <= normal:
             self._calm_at = now
-        quiet_s = max(self._settings.patience_s, self._usual_s)
-        if self.under_way <= normal / 2 and now - self._refused_at > quiet_s:
+        if self.under_way <= normal / 2 and now - self._refused_at > self._patience_s:
             self._standing = False
         return now
 
     def _judge(self, now: float, remaining_s: float) -> None:
         normal, settings = self.normal, self._settings
-        if self.under_way >= normal and now - self._calm_at > settings.patience_s:
+        if self.under_way >= normal and now - self._calm_at > self._patience_s:
             self._standing = True
         if self.under_way >= settings.max_under_way:
             reason = f"{settings.max_under_way} are under way (limit max_under_way)"

@@ -94,7 +94,7 @@ def test_an_overload_from_the_first_request_on_is_bounded() -> None:
     server.offer(rate=100, seconds=5)
     server.forget()
     server.offer(rate=100, seconds=20)
-    assert server.p99() <= 13 * server.service_s
+    assert server.p99() <= 11 * server.service_s
 
 
 def test_a_burst_is_let_in() -> None:
@@ -124,7 +124,7 @@ def test_who_would_miss_the_deadline_is_refused_and_told_when_to_try_again() -> 
     server.now += 30
     for _ in range(10):
         server.arrive(server.now, deadline_s=4.0)
-    # Within four seconds a server that takes one for each ends four, or three if it slows a little.
+    # Each takes a second, so four end within four; three by an estimate a little above a second.
     assert len(server.refused) in (6, 7)
     refused = server.refused[0]
     assert "deadline" in refused.message
@@ -145,6 +145,7 @@ def test_fast_and_slow_models_are_treated_alike(service_s: float) -> None:
     server = Server(service_s)
     server.offer(rate=0.8 / service_s, seconds=3000 * service_s)
     normal = server.p99()
+    assert len(server.refused) < 0.01 * len(server.latencies)
     server.offer(rate=2 / service_s, seconds=max(5.0, 300 * service_s))
     server.forget()
     server.offer(rate=2 / service_s, seconds=3000 * service_s)
