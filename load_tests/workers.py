@@ -30,7 +30,7 @@ from load_tests.system import System, machine, running
 
 RESULTS = Path(__file__).parent / "results"
 MODEL = "convnext-demo"
-CONCURRENCY = 32
+CONCURRENCY = 16
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,16 @@ def measure(system: System, load: Load, seconds: float) -> dict[str, float]:
             check=True,
         )
     text = done.stdout
-    if "Non-2xx" in text or "Socket errors" in text:
+    if "Socket errors" in text:
         raise RuntimeError(text)
     requests = int(re.search(r"(\d+) requests in", text)[1])  # type: ignore[index]
+    # While the gateway learns how long a model takes, it may refuse some.
+    refused = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
+    answered = requests - int(refused[1]) if refused else requests
     used = {part: system.cpu_seconds(part) - before[part] for part in before}
     return {
-        "per_second": float(re.search(r"Requests/sec:\s+([\d.]+)", text)[1]),  # type: ignore[index]
+        "per_second": answered / seconds,
+        "refused": requests - answered,
         "p50_ms": _milliseconds(text, 50),
         "p99_ms": _milliseconds(text, 99),
         "gateway_cpu_ms": 1000 * used["gateway"] / requests,
@@ -110,17 +114,17 @@ def table(report: dict[str, Any]) -> str:
         "",
         f"`python -m load_tests.workers` on {on['cpu']}, {on['cores']} cores, {on['memory_gib']} GiB; wrk with "
         f"{CONCURRENCY} connections, both systems up at once and measured by turns, medians of {report['rounds']} rounds. "
-        "wrk, gateway, Redis and Triton share the cores.",
+        "wrk, gateway, Redis and Triton share the cores: what a second process gains is what the first left idle.",
         "",
-        "| load | processes | requests/s | p50 ms | p99 ms | gateway CPU ms/request | gateway cores | Triton cores |",
-        "|---|---|---|---|---|---|---|---|",
+        "| load | processes | answers/s | refused | p50 ms | p99 ms | gateway CPU ms/request | gateway cores | Triton cores |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {r['load']} | {r['processes']} | {r['per_second']:.0f} | {r['p50_ms']:.1f} | {r['p99_ms']:.1f} "
+        f"| {r['load']} | {r['processes']} | {r['per_second']:.0f} | {r['refused']:.0f} | {r['p50_ms']:.1f} | {r['p99_ms']:.1f} "
         f"| {r['gateway_cpu_ms']:.2f} | {r['gateway_cores']:.2f} | {r['triton_cores']:.2f} |"
         for r in report["rows"]
     ]
-    lines += ["", "| 2 processes / 1 | requests/s |", "|---|---|"]
+    lines += ["", "| 2 processes / 1 | answers/s |", "|---|---|"]
     lines += [f"| {name} | {value:.2f} |" for name, value in report["ratios"].items()]
     return "\n".join(lines) + "\n"
 
