@@ -17,6 +17,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from service.app import create_app
 from service.settings import Settings
+from tests.fuzz.requests import run
 from tests.fuzz.seeds import seeds
 from tests.fuzz.system import KEY, system
 
@@ -113,3 +114,10 @@ def test_answers_are_as_documented(case: schemathesis.Case, url: str) -> None:
         headers={"Authorization": f"Bearer {KEY}"},
         excluded_checks=[positive_data_acceptance] if case.path in TASKS else [],
     )
+
+
+def test_requests_as_no_client_sends_them(url: str) -> None:
+    """A short run of `python -m tests.fuzz.requests`."""
+    found = run(url, seed=0, count=200)
+    assert not found.failures
+    assert {"200", "400", "413", "415", "422"} <= found.answers.keys()
