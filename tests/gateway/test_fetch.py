@@ -219,6 +219,28 @@ async def test_the_checked_address_is_the_one_connected_to(
     assert lookups == ["rebinding.example"]
 
 
+@pytest.mark.parametrize("later", ["10.0.0.1", "169.254.169.254", "127.0.0.2", "::1"])
+async def test_a_name_that_turns_private_gains_nothing_by_a_redirect(
+    monkeypatch: pytest.MonkeyPatch, later: str
+) -> None:
+    """Every hop is looked up, and checked, by itself: 127.0.0.1 stands for the public address here."""
+    loop = asyncio.get_running_loop()
+    lookups: list[str] = []
+
+    async def rebinding(host: str, port: int, **_: object) -> list[tuple[object, ...]]:
+        lookups.append(host)
+        return [(2, 1, 6, "", ("127.0.0.1" if len(lookups) == 1 else later, port))]
+
+    monkeypatch.setattr(loop, "getaddrinfo", rebinding)
+    async with remote() as url:
+        port = url.rpartition(":")[2]
+        target = f"http://rebinding.example:{port}/redirect?to=/picture"
+        with pytest.raises(BadInput) as raised:
+            await fetch(Fetcher(LIMITS, LOOPBACK), target)
+    assert raised.value.stable_code == "url_not_allowed"
+    assert lookups == ["rebinding.example", "rebinding.example"]
+
+
 async def test_one_private_address_among_public_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = asyncio.get_running_loop()
 
