@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import importlib
 import socket
 import sys
@@ -76,7 +77,10 @@ def create_app(settings: Settings) -> FastAPI:
         with tracing(settings.tracing, "gateway"):
             async with open_gateway(settings, metrics) as gateway:
                 app.state.gateway = gateway
+                # What is there now stays: collections need not look at it again.
+                gc.freeze()
                 yield
+                gc.unfreeze()
 
     app = FastAPI(
         title="Vitrine",

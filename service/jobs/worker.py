@@ -8,6 +8,7 @@ another worker takes over. While Redis or Triton is down it waits, and goes on w
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import random
 import secrets
@@ -221,6 +222,8 @@ async def _main(settings: Settings) -> None:
 
     remove_abandoned()
     metrics = WorkerMetrics()
+    # What is there now stays: collections need not look at it again.
+    gc.freeze()
     async with TritonClient(settings.triton, metrics.triton) as triton:
         await work(settings, triton, PIPELINES, metrics)
 

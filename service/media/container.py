@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from io import BytesIO
+from itertools import count
 from pathlib import Path
 
 import av
@@ -42,6 +44,11 @@ _CODECS = frozenset(
 # Each thread of a decoder holds a frame of its own.
 _THREADS = min(4, os.cpu_count() or 1)
 
+# PyAV's containers and streams refer to each other: only the garbage collector frees a decoder, and
+# with it its threads and some tens of megabytes of frames, which look small to the collector.
+_DECODERS_KEPT = 4
+_openings = count(1)
+
 # No frame or packet within the limits needs more in one piece. Without it, a RIFF chunk that claims
 # gigabytes gets them.
 _MAX_ALLOCATION = 256 * MIB
@@ -57,6 +64,8 @@ def opened(
     `no_video_stream`), PayloadTooLarge (`too_complex`).
     """
     _bound_allocations()
+    if next(_openings) % _DECODERS_KEPT == 0:
+        gc.collect()
     demuxer = _demuxer(source)
     file = BytesIO(source) if isinstance(source, bytes) else str(source)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,23 @@ def test_the_index_of_a_clip(tmp_path: Path) -> None:
     assert index.fps == pytest.approx(30)
     assert index.duration_s == pytest.approx(1.5)
     assert len(index.keyframes) >= 3
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/task").exists(), reason="counts threads as Linux lists them"
+)
+def test_decoders_and_their_threads_do_not_pile_up(tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "a.mp4", frames=5)
+    gc.collect()
+    gc.disable()
+    try:
+        counts = []
+        for _ in range(15):
+            sampled(source, [3])
+            counts.append(len(list(Path("/proc/self/task").iterdir())))
+    finally:
+        gc.enable()
+    assert max(counts[8:]) <= max(counts[:8])
 
 
 @pytest.mark.parametrize("rotation", [90, 180, -90])
