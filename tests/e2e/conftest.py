@@ -26,6 +26,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> I
         tmp_path_factory.mktemp("up") / "data",
         *("--device", "cpu"),
         VITRINE_TRACING__URL=collector.url,
+        OTEL_BSP_SCHEDULE_DELAY="500",
     )
     with httpx2.Client(base_url=up.url, timeout=60, trust_env=False) as client:
         yield Service(up.url, up.data_dir, client)

@@ -69,16 +69,29 @@ class Collector:
                 key=lambda span: span.start,
             )
 
-    def wait_for(self, trace_id: str, *names: str, seconds: float = 20) -> dict[str, Span]:
-        """Return the trace's spans by name once all of `names` have come."""
+    def wait_for(self, trace_id: str, *path: str, seconds: float = 20) -> list[Span]:
+        """Return the spans along `path`, each the child of the one before, once all have come. Raises TimeoutError."""
         deadline = time.monotonic() + seconds
         while True:
-            found = {span.name: span for span in self.trace(trace_id)}
-            if found.keys() >= set(names):
+            spans = self.trace(trace_id)
+            found = _path([span for span in spans if span.name == path[0]], path[1:], spans)
+            if found is not None:
                 return found
             if time.monotonic() > deadline:
-                raise AssertionError(f"{set(names) - found.keys()} did not come: {self.spans}")
+                seen = [(span.service, span.name, span.span_id, span.parent_id) for span in spans]
+                raise TimeoutError(f"{' > '.join(path)} did not come: {seen}")
             time.sleep(0.05)
+
+
+def _path(heads: list[Span], names: tuple[str, ...], spans: list[Span]) -> list[Span] | None:
+    for head in heads:
+        if not names:
+            return [head]
+        children = [s for s in spans if (s.parent_id, s.name) == (head.span_id, names[0])]
+        rest = _path(children, names[1:], spans)
+        if rest is not None:
+            return [head, *rest]
+    return None
 
 
 def _with_ids_as_bytes(node: Any) -> Any:
