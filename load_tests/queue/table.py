@@ -43,7 +43,8 @@ def _compare(compare: dict[str, Any]) -> list[str]:
         f"An empty job on Redis {compare['redis']} with an append-only file. Start: from the call "
         "that submits it to its first line, with one idle worker. Commands, bytes and CPU are "
         "Redis', a job: from submission to end; memory while a job waits, and what is kept of one "
-        "that has ended (a record and events for a week here, a result elsewhere).",
+        "that has ended: here its events for an hour (a stream takes 4 KiB at least) and its record "
+        "for a week, elsewhere a result.",
         "",
         "| | " + " | ".join(_COLUMNS) + " |",
         "|---|" + "---|" * len(_COLUMNS),
@@ -64,15 +65,18 @@ def _compare(compare: dict[str, Any]) -> list[str]:
         "vitrine: 4 jobs at a time a worker, the result written to a directory; turns of tenants, "
         "position, progress events and idempotency are in its figures. celery: 4 threads, late "
         "acknowledgement. arq: 64 at a time, looking every 10 ms (by default 10, every 500 ms: "
-        "20 jobs/s). streaq: 16 at a time.",
+        "20 jobs/s). streaq: 16 at a time. With two cores for all, more workers than one mostly "
+        "share what there is.",
         "",
     ]
 
 
 def _interactive(found: dict[str, Any]) -> list[str]:
     lines = [
-        f"`POST /v1/classify` ({found['model']}), {found['clients']} clients in a closed loop, "
-        f"without and while {found['jobs']} jobs of the same kind drain:",
+        f"`POST /v1/classify` ({found['model']}), {found['clients']} clients that pause "
+        f"{found['pause_ms']:.0f} ms between calls, without and while a queue of {found['jobs']} jobs "
+        f"of the same kind drains ({found['drained']} of them within the measurement). Calls go "
+        "before jobs:",
         "",
         "| | requests/s | p50 ms | p95 ms | p99 ms | jobs/s |",
         "|---|---|---|---|---|---|",
