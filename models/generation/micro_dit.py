@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from models.architecture import Architecture, Source, Variant
-from models.generation.autoencoder import Autoencoder
-from models.generation.clip_text import TextEncoder, TowerConfig
+from models.diffusion.autoencoder import Autoencoder
+from models.diffusion.clip_text import TextEncoder, TowerConfig
 from models.generation.micro_dit_generator import MicroDiT
 from models.generation.micro_dit_network import DiT, DiTConfig, linspace, published
 from models.registry import register

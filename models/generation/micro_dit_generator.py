@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.generation import settings
-from models.generation.autoencoder import Autoencoder
-from models.generation.clip_text import TextEncoder
-from models.generation.edm import heun_step, noise_schedule
+from models.diffusion import settings
+from models.diffusion.autoencoder import Autoencoder
+from models.diffusion.clip_text import TextEncoder
+from models.diffusion.edm import heun_step, noise_schedule
 from models.generation.micro_dit_network import DiT
 from models.generation.micro_dit_sampling import GuidedDenoiser
 from models.serving import Arrays, Device, Generator, InvalidInput

@@ -372,7 +372,7 @@ class Conditioning:
 
 
 class DiT(nn.Module):
-    """The denoising network. It predicts F of the EDM preconditioning (`models/generation/edm.py`)."""
+    """The denoising network. It predicts F of the EDM preconditioning (`models/diffusion/edm.py`)."""
 
     pos_embed: Tensor
     mask_token: Tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.generation.edm import Preconditioning
+from models.diffusion.edm import Preconditioning
 from models.generation.micro_dit_network import Conditioning, DiT
 
 # Standard deviation of the scaled latents (the authors' code; EDM's own value for pixels is 0.5).

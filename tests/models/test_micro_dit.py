@@ -20,9 +20,9 @@ from models.demo import shapes
 from models.demo.recipes.micro_dit import caption, save, tokenizer
 from models.demo.recipes.micro_dit_scores import measure, request
 from models.demo.train import RECORD, train
-from models.generation.autoencoder import Autoencoder
-from models.generation.clip_text import TextEncoder, TowerConfig, read_tower
-from models.generation.edm import heun, noise_schedule
+from models.diffusion.autoencoder import Autoencoder
+from models.diffusion.clip_text import TextEncoder, TowerConfig, read_tower
+from models.diffusion.edm import heun, noise_schedule
 from models.generation.micro_dit_generator import MicroDiT
 from models.generation.micro_dit_network import (
     DiT,

@@ -29,8 +29,8 @@ from torch.nn import functional as F
 from models.demo import shapes
 from models.demo.recipes import Report
 from models.demo.recipes.micro_dit_scores import measure
-from models.generation.clip_text import CaptionTokenizer, TextEncoder, TowerConfig
-from models.generation.edm import Preconditioning
+from models.diffusion.clip_text import CaptionTokenizer, TextEncoder, TowerConfig
+from models.diffusion.edm import Preconditioning
 from models.generation.micro_dit_network import DiT
 from models.generation.micro_dit_sampling import SIGMA_DATA
 from models.registry import architecture

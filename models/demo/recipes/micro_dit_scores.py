@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from models.demo import shapes
-from models.generation.autoencoder import Autoencoder
+from models.diffusion.autoencoder import Autoencoder
 from models.generation.micro_dit_generator import MicroDiT
 from models.registry import architecture
 from models.serving import Arrays, Device, Predictor

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from models.generation.edm import heun
+from models.diffusion.edm import heun
 from models.generation.micro_dit_network import DiT, DiTConfig, linspace, published
 from models.generation.micro_dit_sampling import GuidedDenoiser
 from tests.fidelity.golden import Golden

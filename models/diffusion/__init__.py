@@ -1,0 +1,1 @@
+"""What the papers that generate by denoising share: samplers, autoencoders, text encoders."""
