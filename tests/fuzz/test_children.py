@@ -42,7 +42,7 @@ _SERVE = children._serve
 @pytest.fixture
 def child(monkeypatch: pytest.MonkeyPatch) -> Iterator[Child]:
     monkeypatch.setattr(children, "_serve", _misbehave)
-    monkeypatch.setattr(children, "SECONDS", 2.0)
+    monkeypatch.setattr(children, "SECONDS", 4.0)
     child = Child()
     yield child
     child.stop()
