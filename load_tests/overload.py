@@ -200,6 +200,8 @@ def ratios(rows: list[dict[str, Any]], able: float) -> dict[str, float]:
     normal = at["shedding", low]["p99_ms"]
     return {
         "p99 at 2.0 / p99 at 0.8, shedding": at["shedding", high]["p99_ms"] / normal,
+        "p99 at 2.0, shedding / p99 at 0.8, none": at["shedding", high]["p99_ms"]
+        / at["none", low]["p99_ms"],
         "p99 at 2.0 / p99 at 0.8, none": at["none", high]["p99_ms"] / at["none", low]["p99_ms"],
         "p99 at 2.0, none / shedding": at["none", high]["p99_ms"] / at["shedding", high]["p99_ms"],
         "answered at 2.0 / capacity, shedding": at["shedding", high]["answered_per_second"] / able,
