@@ -91,7 +91,7 @@ async def _round(
     rng = random.Random(f"{seed}-{number}")
     poison = POISONS[rng.randrange(2)] if number % _POISON_EVERY == 2 else None
     orders = draw(rng, round(jobs * rng.uniform(0.7, 1.3)), poison)
-    plan = faults.draw(rng, rng.randrange(1, 5))
+    plan = faults.draw(rng, rng.randrange(1, 4))
     since = new_job_id()
     started = time.monotonic()
     tally.rounds.append(Round(number, plan, Counter(), 0.0))

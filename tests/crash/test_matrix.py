@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 async def test_what_is_accepted_ends_once_whatever_dies(tmp_path: Path) -> None:
-    tally = await run(20, 1, 24, tmp_path, lambda tally: None)
+    tally = await run(20, 1, 20, tmp_path, lambda tally: None)
     assert not tally.violation, tally.violation
     assert len(tally.rounds) == 20
     # It tested what it is for: jobs of all outcomes, faults that cost attempts, clients that came back.
