@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from service.cli.connection import Json, Url, connected
+from service.cli.connection import ApiKey, Json, Url, connected
 from service.cli.output import console, messages, print_json
 from service.cli.progress import bar
 from service.client import ApiError, Client
@@ -27,6 +27,7 @@ def classify(
     top_k: Annotated[int, typer.Option("--top-k", "-k", help="Labels to show.")] = 5,
     json: Json = False,
     url: Url = None,
+    api_key: ApiKey = None,
 ) -> None:
     """Tell what is in pictures: labels with probabilities.
 
@@ -36,7 +37,7 @@ def classify(
       vitrine classify *.jpg --top-k 1
       vitrine classify photo.jpg --json | jq '.[0].predictions[0].label'
     """
-    with connected(url) as client:
+    with connected(url, api_key) as client:
         answers = _classified(client, files, {"model": model, "top_k": top_k})
     if json:
         print_json([answers[file] for file in files])

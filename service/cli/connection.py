@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Annotated
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Self
 
 import typer
 
@@ -20,6 +21,16 @@ Url = Annotated[
         show_default="the running `vitrine up`",
     ),
 ]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key",
+        envvar="VITRINE_API_KEY",
+        help="Key for a service that asks for one. Better set VITRINE_API_KEY: others on the machine "
+        "may see a command's options.",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 
 
@@ -33,14 +44,36 @@ def service_url(url: str | None) -> str:
     return str(note["url"]) if note and "url" in note else "http://127.0.0.1:8000"
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Which service a command talks to, and with which key; a group hands its own to its commands."""
+
+    url: str | None
+    api_key: str | None
+
+    @classmethod
+    def of(cls, context: typer.Context, url: str | None, api_key: str | None) -> Self:
+        """Return what was given to the command, or else to its group."""
+        group = context.obj or cls(None, None)
+        return cls(url or group.url, api_key or group.api_key)
+
+    def connected(self) -> AbstractContextManager[Client]:
+        return connected(self.url, self.api_key)
+
+
 @contextmanager
-def connected(url: str | None) -> Iterator[Client]:
+def connected(url: str | None, api_key: str | None) -> Iterator[Client]:
     """Yield a client; the service's errors end the command with one line and status 1."""
     try:
-        with Client(service_url(url)) as client:
+        with Client(service_url(url), api_key=api_key) as client:
             yield client
     except ApiError as error:
-        fail(f"{error.message} [{error.code}]")
+        advice = (
+            " Give it with --api-key, or set VITRINE_API_KEY."
+            if error.code == "missing_key"
+            else ""
+        )
+        fail(f"{error.message}{advice} [{error.code}]")
     except ServiceNotRunning as error:
         fail(f"{error} Start it with: vitrine up (or name another with --url).")
     except OSError as error:

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from service.cli.connection import Json, Url, connected
+from service.cli.connection import ApiKey, Json, Url, connected
 from service.cli.output import console, fail, messages, print_json
 from service.cli.progress import finished
 from service.cli.timeline import chart, clock
@@ -49,6 +49,7 @@ def deepfake(
     ] = None,
     json: Json = False,
     url: Url = None,
+    api_key: ApiKey = None,
 ) -> None:
     """Judge the faces in a video or picture: verdict, score over time, people, warnings.
 
@@ -63,7 +64,7 @@ def deepfake(
     if report is not None and report.suffix.lower() == ".png" and not find_spec("matplotlib"):
         fail("A chart as PNG needs matplotlib: pip install 'vitrine[report]'.")
     parameters = {"model": model, "frames": frames, "seed": seed}
-    with connected(url) as client:
+    with connected(url, api_key) as client:
         if media_type(file).startswith("video/"):
             job = client.deepfake(file, parameters | {"mode": "async"})
             answer = finished(client, job["id"])["result"]["document"]

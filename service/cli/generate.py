@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from service.cli.connection import Json, Url, connected
+from service.cli.connection import ApiKey, Json, Url, connected
 from service.cli.output import console, fail, messages, print_json
 from service.cli.progress import finished
 from service.client import Client
@@ -54,6 +54,7 @@ def image(
     ] = True,
     json: Json = False,
     url: Url = None,
+    api_key: ApiKey = None,
 ) -> None:
     """Make a picture from a prompt. Ctrl-C cancels the job.
 
@@ -77,7 +78,7 @@ def image(
         "height": height,
         "format": _FORMATS[output.suffix.lower()],
     }
-    with connected(url) as client:
+    with connected(url, api_key) as client:
         job = client.generate_image(parameters)
         if not wait:
             _print_queued(job, json)

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from service.cli.connection import Json, Url, connected
+from service.cli.connection import ApiKey, Json, Target, Url
 from service.cli.generate import write, write_files
 from service.cli.output import console, fail, print_json, print_table
 from service.cli.progress import finished
@@ -38,6 +38,7 @@ def list_jobs(
     limit: Annotated[int, typer.Option(help="How many, newest first.", min=1, max=100)] = 20,
     json: Json = False,
     url: Url = None,
+    api_key: ApiKey = None,
 ) -> None:
     """List the jobs, newest first; the commands below look at one.
 
@@ -49,9 +50,9 @@ def list_jobs(
       vitrine jobs result ID -o out.png
     """
     if context.invoked_subcommand is not None:
-        context.obj = url
+        context.obj = Target(url, api_key)
         return
-    with connected(url) as client:
+    with Target(url, api_key).connected() as client:
         page = client.jobs({"state": state, "task": task, "limit": limit})
     if json:
         print_json(page)
@@ -79,25 +80,43 @@ def list_jobs(
 
 
 @jobs.command()
-def show(context: typer.Context, job_id: JobId, json: Json = False, url: Url = None) -> None:
+def show(
+    context: typer.Context,
+    job_id: JobId,
+    json: Json = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
     """Show one job."""
-    with connected(url or context.obj) as client:
+    with Target.of(context, url, api_key).connected() as client:
         job = client.job(job_id)
     _show(job, json)
 
 
 @jobs.command()
-def watch(context: typer.Context, job_id: JobId, json: Json = False, url: Url = None) -> None:
+def watch(
+    context: typer.Context,
+    job_id: JobId,
+    json: Json = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
     """Follow a job until it ends. Ctrl-C stops watching; the job goes on."""
-    with connected(url or context.obj) as client:
+    with Target.of(context, url, api_key).connected() as client:
         job = finished(client, job_id, cancel=False)
     _show(job, json)
 
 
 @jobs.command()
-def cancel(context: typer.Context, job_id: JobId, json: Json = False, url: Url = None) -> None:
+def cancel(
+    context: typer.Context,
+    job_id: JobId,
+    json: Json = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
     """Cancel a job that waits or runs."""
-    with connected(url or context.obj) as client:
+    with Target.of(context, url, api_key).connected() as client:
         job = client.cancel(job_id)
     if json:
         print_json(job)
@@ -117,9 +136,10 @@ def result(
     ] = None,
     json: Json = False,
     url: Url = None,
+    api_key: ApiKey = None,
 ) -> None:
     """Fetch a job's result: its pictures or clips, or its JSON document."""
-    with connected(url or context.obj) as client:
+    with Target.of(context, url, api_key).connected() as client:
         job = client.job(job_id)
         if job["state"] != "succeeded":
             client.result(job_id)  # the service says why there is none

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from service.cli.connection import Json, Url, connected
+from service.cli.connection import ApiKey, Json, Target, Url
 from service.cli.output import console, messages, print_json, print_table
 
 models = typer.Typer()
@@ -23,6 +23,7 @@ def list_models(
     task: Annotated[str | None, typer.Option(help="Only models of this task.")] = None,
     json: Json = False,
     url: Url = None,
+    api_key: ApiKey = None,
 ) -> None:
     """List the models with their tasks, weights, licences and states.
 
@@ -34,9 +35,9 @@ def list_models(
       vitrine models load convnext-base-1k-224
     """
     if context.invoked_subcommand is not None:
-        context.obj = url
+        context.obj = Target(url, api_key)
         return
-    with connected(url) as client:
+    with Target(url, api_key).connected() as client:
         listed = client.models(task)
     if json:
         print_json(listed)
@@ -60,9 +61,15 @@ def list_models(
 
 
 @models.command()
-def show(context: typer.Context, model_id: ModelId, json: Json = False, url: Url = None) -> None:
+def show(
+    context: typer.Context,
+    model_id: ModelId,
+    json: Json = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
     """Show a model's card: paper, licence, input, parameters, figures."""
-    with connected(url or context.obj) as client:
+    with Target.of(context, url, api_key).connected() as client:
         card = client.model(model_id)
     if json:
         print_json(card)
@@ -99,17 +106,35 @@ def show(context: typer.Context, model_id: ModelId, json: Json = False, url: Url
 
 
 @models.command()
-def load(context: typer.Context, model_id: ModelId, json: Json = False, url: Url = None) -> None:
+def load(
+    context: typer.Context,
+    model_id: ModelId,
+    json: Json = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
     """Load a model now; otherwise its first use does."""
-    with connected(url or context.obj) as client, messages.status(f"loading {model_id}"):
+    with (
+        Target.of(context, url, api_key).connected() as client,
+        messages.status(f"loading {model_id}"),
+    ):
         model = client.load(model_id)
     _report(model_id, model, json)
 
 
 @models.command()
-def unload(context: typer.Context, model_id: ModelId, json: Json = False, url: Url = None) -> None:
+def unload(
+    context: typer.Context,
+    model_id: ModelId,
+    json: Json = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
     """Unload a model to free its memory."""
-    with connected(url or context.obj) as client, messages.status(f"unloading {model_id}"):
+    with (
+        Target.of(context, url, api_key).connected() as client,
+        messages.status(f"unloading {model_id}"),
+    ):
         model = client.unload(model_id)
     _report(model_id, model, json)
 

@@ -28,13 +28,18 @@ _UNAVAILABLE = 503
 class Client:
     """A connection to one service. Methods raise ApiError and ServiceNotRunning.
 
-    `url` is the gateway's; `timeout_s` bounds each answer, not the upload.
+    `url` is the gateway's; `timeout_s` bounds each answer, not the upload. `api_key` is sent with
+    every request; without one, that of VITRINE_API_KEY, if it is set.
     """
 
-    def __init__(self, url: str, timeout_s: float = 120.0) -> None:
+    def __init__(self, url: str, timeout_s: float = 120.0, api_key: str | None = None) -> None:
         self.url = url.rstrip("/")
+        key = api_key or os.environ.get("VITRINE_API_KEY")
         self._http = httpx2.Client(
-            base_url=self.url, timeout=httpx2.Timeout(timeout_s, connect=5.0), trust_env=False
+            base_url=self.url,
+            timeout=httpx2.Timeout(timeout_s, connect=5.0),
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            trust_env=False,
         )
 
     def __enter__(self) -> Self:

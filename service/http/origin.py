@@ -8,6 +8,7 @@ site are refused, and CORS tells browsers which origins are welcome; by default 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from ipaddress import ip_address
 from urllib.parse import urlsplit
@@ -47,6 +48,7 @@ _ANSWER_HEADERS = (
 )
 _METHODS = ("GET", "POST", "DELETE")
 _SAFE_METHODS = ("GET", "HEAD")
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::\d{1,5})?")
 
 
 class Hosts:
@@ -135,11 +137,9 @@ def cross_origin(app: ASGIApp, settings: Settings) -> ASGIApp:
 
 
 def _host_name(host: str) -> str:
-    """Return the name in a Host header, without port, brackets and a final dot."""
-    try:
-        return (urlsplit(f"//{host}").hostname or "").removesuffix(".")
-    except ValueError:
-        return ""
+    """Return the name in a Host header, without port, brackets and a final dot; empty if malformed."""
+    found = _HOST.fullmatch(host.lower())
+    return (found[1] or found[2]).removesuffix(".") if found else ""
 
 
 def _is_address(name: str) -> bool:

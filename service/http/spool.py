@@ -14,6 +14,7 @@ from service.storage.scratch import scratch
 from service.tasks.contract import Upload
 
 _FLUSH_BYTES = 1024 * 1024
+_NAME_LENGTH = 120
 _OPAQUE = (
     "",
     "application/octet-stream",
@@ -48,7 +49,7 @@ class Spool:
         self._limits = limits
         self._kinds = kinds
         self._declared = declared.partition(";")[0].strip().lower()
-        self._name = name
+        self._name = _label(name)
         self._buffer = bytearray()
         self._size = 0
         self._media: tuple[Kind, str] | None = None
@@ -113,6 +114,16 @@ class Spool:
     def _unsupported(self, given: str) -> UnsupportedMedia:
         takes = " or ".join(f"{kind}s" for kind in sorted(self._kinds)) or "no media"
         return UnsupportedMedia(f"This endpoint takes {takes}; given was {given}.")
+
+
+def _label(name: str) -> str:
+    """Return the name as something to show: no folders, nothing unprintable, of bounded length.
+
+    It names no file here: those have names of their own.
+    """
+    last = name.replace("\\", "/").rsplit("/", 1)[-1]
+    shown = "".join(c if c.isprintable() else "_" for c in last[-_NAME_LENGTH:]).strip()
+    return shown if shown.strip(".") else "upload"
 
 
 def _plausible(declared: str) -> bool:

@@ -20,6 +20,7 @@ from tests.cli.running import run_vitrine
 
 COMMANDS = (
     *((name,) for name in ("up", "doctor", "classify", "deepfake", "generate", "jobs", "models")),
+    *(("keys", name) for name in ("create", "list", "revoke")),
     ("generate", "image"),
     *(("jobs", name) for name in ("show", "watch", "cancel", "result")),
     *(("models", name) for name in ("show", "load", "unload")),

@@ -12,12 +12,40 @@ function make(tag, attributes = {}, ...children) {
   return node;
 }
 
-async function call(path, options) {
-  const answer = await fetch(path, options);
-  const body = await answer.json().catch(() => null);
-  if (!answer.ok) throw new Error(body?.detail ?? `The service answered ${answer.status}.`);
-  return body;
+// A service that others reach asks for a key. It is kept until the tab is closed.
+const KEY = "vitrine-api-key";
+
+async function send(path, options = {}) {
+  const key = sessionStorage.getItem(KEY);
+  const headers = { ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };
+  const answer = await fetch(path, { ...options, headers });
+  if (answer.ok) return answer;
+  const problem = await answer.json().catch(() => null);
+  if (answer.status === 401 && (await askForKey(problem?.detail))) return send(path, options);
+  throw new Error(problem?.detail ?? `The service answered ${answer.status}.`);
 }
+
+/** Show the field for the key; whether one was given. */
+function askForKey(reason) {
+  const dialog = $("key-dialog");
+  if (dialog.open) return Promise.resolve(false);
+  $("key-reason").textContent = reason ?? "";
+  dialog.returnValue = "";
+  dialog.showModal();
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => {
+      const given = dialog.returnValue === "use" && $("key").value.trim();
+      if (given) sessionStorage.setItem(KEY, given);
+      $("key").value = "";
+      resolve(Boolean(given));
+    }, { once: true });
+  });
+}
+
+const call = async (path, options) => (await send(path, options)).json();
+
+/** Fetch a medium, which an <img> could not do with a key, and return a URL for it. */
+const medium = async (path) => URL.createObjectURL(await (await send(path)).blob());
 
 function say(id, text, bad = false) {
   $(id).textContent = text;
@@ -261,36 +289,57 @@ async function generate(event) {
   }
 }
 
-/** Show a job's events until its final state, and return that. EventSource resumes by itself. */
-function follow({ links }) {
-  return new Promise((resolve, reject) => {
-    const events = new EventSource(links.events);
-    events.addEventListener("progress", (event) => {
-      const { percent: done, stage, step, steps } = JSON.parse(event.data);
-      $("progress").value = done;
-      say("make-status", steps ? `${stage}, step ${step} of ${steps}` : stage);
-    });
-    events.addEventListener("state", (event) => {
-      const { state } = JSON.parse(event.data);
-      if (state === "queued" || state === "running") {
-        say("make-status", state === "queued" ? "waiting for its turn…" : "starting…");
-        return;
+/** Show a job's events until its final state, and return that. A stream that breaks is resumed. */
+async function follow({ links }) {
+  let seen = "";
+  for (;;) {
+    try {
+      for await (const { id, event, data } of events(links.events, seen)) {
+        seen = id ?? seen;
+        if (event === "progress") {
+          const { percent: done, stage, step, steps } = data;
+          $("progress").value = done;
+          say("make-status", steps ? `${stage}, step ${step} of ${steps}` : stage);
+        } else if (data.state === "queued" || data.state === "running") {
+          say("make-status", data.state === "queued" ? "waiting for its turn…" : "starting…");
+        } else {
+          return data.state;
+        }
       }
-      events.close();
-      resolve(state);
-    });
-    events.addEventListener("error", () => {
-      // It reconnects by itself, unless the service refused: then the job itself tells more.
-      if (events.readyState === EventSource.CLOSED) call(links.self).then((job) => resolve(job.state), reject);
-    });
-  });
+    } catch (error) {
+      if (!(error instanceof TypeError)) throw error; // refused; what broke on the way is a TypeError
+    }
+    await new Promise((resolve) => setTimeout(resolve, 2000));
+  }
+}
+
+/** Yield server-sent events. EventSource would do, but it cannot send a key. */
+async function* events(path, after) {
+  const headers = { Accept: "text/event-stream", ...(after && { "Last-Event-ID": after }) };
+  const answer = await send(path, { headers });
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const blocks = (text + value.replaceAll("\r", "")).split("\n\n");
+    text = blocks.pop();
+    for (const block of blocks) {
+      const fields = block.split("\n").map((line) => line.match(/^(\w+): ?(.*)$/)).filter(Boolean);
+      const found = Object.fromEntries(fields.map(([, name, field]) => [name, field]));
+      if (found.data) yield { ...found, data: JSON.parse(found.data) };
+    }
+  }
 }
 
 async function hang(path) {
   const result = await call(path, { headers: { Accept: "application/json" } });
   const { images, model, prompt, warning } = result.document;
-  const pictures = images.map((image) => {
-    const { url } = result.files.find((file) => file.name === image.name);
+  const urls = await Promise.all(
+    images.map((image) => medium(result.files.find((file) => file.name === image.name).url)),
+  );
+  const pictures = images.map((image, i) => {
+    const url = urls[i];
     const kind = image.width <= SMALL ? "small" : "";
     return make("figure", {},
       make("a", { href: url, target: "_blank", rel: "noopener" }, make("img", { src: url, alt: prompt, class: kind })),
@@ -332,6 +381,15 @@ document.addEventListener("paste", (event) => {
   if (file) show(file);
 });
 $("make").addEventListener("submit", generate);
+$("models").addEventListener("click", (event) => {
+  event.preventDefault(); // a link sends no key
+  medium("/v1/models").then((url) => location.assign(url), () => {});
+});
+$("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  $("key-dialog").close("use");
+});
+$("key-cancel").addEventListener("click", () => $("key-dialog").close(""));
 $("cancel").addEventListener("click", () => job && call(job.links.self, { method: "DELETE" }).catch(() => {}));
 describe();
 watchHealth();
