@@ -114,6 +114,11 @@ class Connection:
             if task and task.cancelling() > asked:
                 raise asyncio.CancelledError from error
             raise RedisUnavailable("The job queue does not answer.") from error
+        except RuntimeError as error:
+            # uvloop, where the server went between the connection and its first command.
+            if "the handler is closed" not in str(error):
+                raise
+            raise RedisUnavailable("The job queue does not answer.") from error
         except ResponseError as error:
             if _REFUSED.search(str(error)) is None:
                 raise
