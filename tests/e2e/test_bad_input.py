@@ -266,7 +266,7 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read(service: Service) ->
     host, port = service.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         connection.sendall(
-            b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+            b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
             b"Content-Length: 99999999999\r\n\r\n"
         )
         answer = b""

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 
-import psutil
 import pytest
 import pytest_asyncio
 
@@ -17,6 +16,7 @@ from service.errors import ModelTooLarge
 from service.settings import TritonSettings
 from service.triton.cards import CATALOGUE, Task
 from service.triton.grpc import TritonClient
+from tests.processes import descendants
 from tests.triton.server import triton
 from tests.triton.test_backend import image, prompt
 from tests.triton.toys import write_toy
@@ -56,12 +56,12 @@ async def ready(client: TritonClient) -> set[str]:
 
 def resident(repository: Path) -> set[str]:
     """Return the models that have a process."""
-    entries = [
-        Path(child.cmdline()[1]).relative_to(repository).parts[0]
-        for child in psutil.Process().children(recursive=True)
-        if child.name().startswith("triton_python") and str(repository) in child.cmdline()[1]
-    ]
-    return set(entries) - {CATALOGUE}
+    entries = {
+        Path(words[1]).relative_to(repository).parts[0]
+        for _, words in descendants()
+        if len(words) > 1 and "triton_python" in words[0] and str(repository) in words[1]
+    }
+    return entries - {CATALOGUE}
 
 
 async def test_the_least_recently_used_makes_room(client: TritonClient, repository: Path) -> None:

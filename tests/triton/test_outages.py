@@ -20,6 +20,7 @@ from service.settings import TritonSettings
 from service.triton.call import BACKGROUND, Call, calling
 from service.triton.cards import CATALOGUE, Task
 from service.triton.grpc import TritonClient
+from tests.processes import descendants
 from tests.triton.server import triton
 from tests.triton.test_backend import image, prompt
 from tests.triton.toys import write_toy
@@ -50,9 +51,7 @@ async def client(repository: Path) -> AsyncIterator[TritonClient]:
 @pytest.fixture
 def server(client: TritonClient, repository: Path) -> psutil.Process:
     return next(
-        child
-        for child in psutil.Process().children(recursive=True)
-        if f"--model-repository={repository}" in child.cmdline()
+        process for process, words in descendants() if f"--model-repository={repository}" in words
     )
 
 
