@@ -162,7 +162,7 @@ class ScoringAttention(nn.Module):
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         attention = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)  # B, heads, N, N
         mixed = (attention @ v).transpose(1, 2).flatten(2)
-        return self.proj(mixed), attention[:, :, 0, 1:].mean(1)
+        return self.proj(mixed), attention[:, :, 0, 1:].float().mean(1)
 
 
 class SelectiveBlock(nn.Module):

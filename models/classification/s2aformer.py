@@ -144,39 +144,42 @@ def _convolution(in_dim: int, dim: int, stride: int = 1) -> tuple[nn.Module, ...
 
 _INFERRED = "Sizes are this project's own: the paper's are not known, and neither are weights."
 
-_VARIANTS = (
-    Variant(
-        "demo",
-        config={
-            "stem_dim": 16,
-            "dims": (24, 40, 72, 112),
-            "depths": (1, 1, 2, 1),
-            "heads": (1, 2, 3, 4),
-            "strips": (6, 5, 6, 7),
-            "reductions": (4, 2, 1, 1),
-            "num_classes": len(shapes.LABELS),
-        },
-        image=imagenet.squashed(64),
-        labels=shapes.LABELS,
-        notes=(_INFERRED,),
-        demo=True,
-    ),
-    Variant(
-        "inferred",
-        config={
-            "stem_dim": 32,
-            "dims": (48, 96, 192, 384),
-            "depths": (2, 2, 6, 2),
-            "heads": (1, 2, 4, 8),
-            "strips": (12, 12, 12, 12),
-            "reductions": (8, 4, 2, 1),
-            "num_classes": 1000,
-        },
-        image=imagenet.evaluation(224),
-        labels=imagenet.labels(),
-        notes=(_INFERRED,),
-    ),
-)
+_VARIANTS = {
+    variant.name: variant
+    for variant in (
+        Variant(
+            "demo",
+            config={
+                "stem_dim": 16,
+                "dims": (24, 40, 72, 112),
+                "depths": (1, 1, 2, 1),
+                "heads": (1, 2, 3, 4),
+                "strips": (6, 5, 6, 7),
+                "reductions": (4, 2, 1, 1),
+                "num_classes": len(shapes.LABELS),
+            },
+            image=imagenet.squashed(64),
+            labels=shapes.LABELS,
+            notes=(_INFERRED,),
+            demo=True,
+        ),
+        Variant(
+            "inferred",
+            config={
+                "stem_dim": 32,
+                "dims": (48, 96, 192, 384),
+                "depths": (2, 2, 6, 2),
+                "heads": (1, 2, 4, 8),
+                "strips": (12, 12, 12, 12),
+                "reductions": (8, 4, 2, 1),
+                "num_classes": 1000,
+            },
+            image=imagenet.evaluation(224),
+            labels=imagenet.labels(),
+            notes=(_INFERRED,),
+        ),
+    )
+}
 
 
 @register
@@ -194,7 +197,7 @@ class S2AFormerArchitecture(Architecture):
     )
     origin = "after the paper"
     licence = Licence(code="none published", weights="none published")
-    variants = {variant.name: variant for variant in _VARIANTS}
+    variants = _VARIANTS
 
     def network(self, config: Mapping[str, Any]) -> nn.Module:
         return S2AFormer(**config)
