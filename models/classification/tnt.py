@@ -152,7 +152,7 @@ class TNTArchitecture(Architecture):
             num_heads_outer=config["heads"],
             mlp_ratio=config.get("mlp_ratio", 4.0),
             qkv_bias=config.get("qkv_bias", False),
-            norm_layer=partial(nn.LayerNorm, eps=config.get("norm_eps", 1e-5)),
+            norm_layer=partial(nn.LayerNorm, eps=config.get("norm_eps", 1e-5)),  # type: ignore[arg-type]
         )
 
     def translate(self, checkpoint: Mapping[str, Any], config: Mapping[str, Any]) -> StateDict:
@@ -171,4 +171,4 @@ class TNTArchitecture(Architecture):
 def _as_map(positions: torch.Tensor) -> torch.Tensor:
     """Turn the positions of the words, [1, side * side, C] in rows, into [1, C, side, side]."""
     side = round(positions.shape[1] ** 0.5)
-    return positions.transpose(1, 2).unflatten(2, (side, side)).contiguous()
+    return positions.transpose(1, 2).reshape(1, -1, side, side).contiguous()
