@@ -80,7 +80,7 @@ def resized_biases(table: torch.Tensor, window: int) -> torch.Tensor:
     side = round(table.shape[1] ** 0.5)
     if side == window:
         return table
-    picture = table.float().unflatten(1, (side, side))[None]
+    picture = table.float().reshape(1, -1, side, side)
     resized = functional.interpolate(picture, (window, window), mode="bicubic")
     return resized[0].flatten(1).to(table.dtype)
 
