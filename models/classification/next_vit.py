@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.layers import ClassifierHead
+from timm.layers.classifier import ClassifierHead
 from timm.models.nextvit import (
     ConvNormAct,
     NextConvBlock,
@@ -86,16 +85,17 @@ class NextViT(nn.Module):
         super().__init__()
         ins, outs = (3, *stem), (*stem, stem[-1])
         self.stem = nn.Sequential(
-            *(
-                ConvNormAct(ins[i], outs[i], stride=stride, act_layer=_relu)
-                for i, stride in enumerate((2, 1, 1, 2))
-            )
+            *(ConvNormAct(ins[i], outs[i], stride=stride) for i, stride in enumerate((2, 1, 1, 2)))
         )  # B, stem[-1], H/4, W/4
         width = stem[-1]
         stages = []
         for i, depth in enumerate(depths):
-            mixed = _mixed_blocks(i, depth) if mixed_widths[i] is not None else set()
-            block_widths = [mixed_widths[i] if n in mixed else widths[i] for n in range(depth)]
+            mixed_width = mixed_widths[i]
+            block_widths = [widths[i]] * depth
+            mixed = set()
+            if mixed_width is not None:
+                mixed = _mixed_blocks(i, depth)
+                block_widths = [mixed_width if n in mixed else widths[i] for n in range(depth)]
             stages.append(
                 NextStage(
                     width,
@@ -105,7 +105,6 @@ class NextViT(nn.Module):
                     sr_ratio=reductions[i],
                     mix_block_ratio=attention_share,
                     head_dim=head_width,
-                    act_layer=_relu,
                 )
             )
             width = block_widths[-1]
@@ -118,10 +117,8 @@ class NextViT(nn.Module):
 
     def tail(self, features: torch.Tensor) -> torch.Tensor:
         """Return the logits of the last stage's map [B, C, H/32, W/32]."""
-        return self.head(self.norm(features))
-
-
-_relu = partial(nn.ReLU, inplace=True)
+        logits: torch.Tensor = self.head(self.norm(features))
+        return logits
 
 
 def _mixed_blocks(stage: int, depth: int) -> set[int]:
