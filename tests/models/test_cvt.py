@@ -76,7 +76,8 @@ def test_attention_of_a_map_by_hand() -> None:
 
 def test_pictures_are_cropped_at_224_and_squashed_at_384() -> None:
     small, large = (CVT.variants[name].image for name in ("13-1k-224", "13-22k-1k-384"))
-    assert small is not None and large is not None
+    assert small is not None
+    assert large is not None
     assert (small.resize, small.resize_to, small.height) == ("shorter-side", 256, 224)
     assert (large.resize, large.resize_to, large.height) == ("squash", None, 384)
     assert small.interpolation == large.interpolation == "bicubic"
