@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from subprocess import CalledProcessError
 from typing import Annotated
@@ -11,6 +12,8 @@ import typer
 from deploy.images import stand_in
 from deploy.images.build import base, build, image
 from deploy.images.buildah import Missing, buildah, exists, require, root_of
+from deploy.images.sizes import summary, table
+from deploy.images.trial import Failed, trial
 
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -42,6 +45,27 @@ def build_targets(
     given = dict(pair.split("=", 1) for pair in argument or ())
     for target in targets:
         typer.echo(build(target, given))
+
+
+@app.command("try")
+def try_images(
+    record: Annotated[
+        Path | None, typer.Option(help="Write sizes and times as NAME.json and NAME.md.")
+    ] = None,
+) -> None:
+    """Run the images together, read-only and without rights; weigh them."""
+    targets = [target for target in ("gateway", "worker", "triton") if exists(image(target))]
+    try:
+        seconds = trial("triton" in targets, typer.echo)
+    except Failed as failure:
+        raise SystemExit(f"error: {failure}") from None
+    sizes = {target: summary(image(target)) for target in ("gateway", "worker")}
+    typer.echo(document := table(sizes, seconds))
+    if record is not None:
+        record.with_suffix(".json").write_text(
+            json.dumps({"sizes": sizes, "seconds": seconds}, indent=1) + "\n"
+        )
+        record.with_suffix(".md").write_text(document)
 
 
 @app.command()

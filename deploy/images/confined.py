@@ -34,7 +34,10 @@ def confine(root: Path, specification: dict[str, object]) -> None:
     (root / "dev" / "shm").mkdir()
     _mount("-t", "tmpfs", "-o", "size=1g,mode=1777", "tmpfs", root / "dev" / "shm")
     for inside, outside in volumes.items():
-        _mount("--bind", outside, root / inside.lstrip("/"))
+        target = root / inside.lstrip("/")
+        if Path(outside).is_file():
+            target.touch()
+        _mount("--bind", outside, target)
     _mount("-o", "remount,bind,ro", root)
     os.chroot(root)
     os.chdir(str(specification["folder"]))

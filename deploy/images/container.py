@@ -23,20 +23,25 @@ _CONFINED = Path(__file__).with_name("confined.py")
 
 
 class Container:
-    """A process that runs from an image; `output` has what it prints."""
+    """A process that runs from an image.
+
+    `output` has what it prints, `health` is the image's health check, `volumes` says which folder
+    here stands for which path inside.
+    """
 
     def __init__(
         self, root: Path, image: str, environment: Mapping[str, str], extra: Mapping[str, str]
     ) -> None:
         document = inspect(image)
         self._config: dict[str, Any] = document["OCIv1"]["config"]
-        self._check: dict[str, Any] = document["Docker"]["config"].get("Healthcheck") or {}
+        kind, *test = document["Docker"]["config"]["Healthcheck"]["Test"]
+        self.health: list[str] = ["/bin/sh", "-c", *test] if kind == "CMD-SHELL" else test
         self._root = root
         own = dict(pair.split("=", 1) for pair in self._config["Env"])
         self._environment = {**own, **environment}
         self._state = Path(tempfile.mkdtemp(prefix="container-"))
         self.output = self._state / "output"
-        self._volumes = {**dict(self._make_volumes()), **extra}
+        self.volumes = {**dict(self._make_volumes()), **extra}
         self._process: subprocess.Popen[bytes] | None = None
 
     def _make_volumes(self) -> Iterator[tuple[str, str]]:
@@ -63,9 +68,7 @@ class Container:
 
     def healthy(self) -> str | None:
         """Run the image's health check; return what is wrong, or None."""
-        kind, *test = self._check["Test"]
-        argv = ["/bin/sh", "-c", *test] if kind == "CMD-SHELL" else test
-        done = self.run(*argv)
+        done = self.run(*self.health)
         return None if done.returncode == 0 else done.stdout
 
     def wait_until_healthy(self, timeout_s: float) -> float:
@@ -87,14 +90,11 @@ class Container:
         return self._process.wait(timeout_s)
 
     def stop(self, grace_s: float = 30.0) -> int:
-        """Send SIGTERM to process 1 and return the exit status; kill after the grace period."""
+        """Send SIGTERM to process 1 and return the exit status. Raises TimeoutExpired."""
         assert self._process is not None
         for child in psutil.Process(self._process.pid).children():
             child.send_signal(signal.SIGTERM)
-        try:
-            return self._process.wait(grace_s)
-        finally:
-            self.close()
+        return self._process.wait(grace_s)
 
     def close(self) -> None:
         """Kill what runs and remove the volumes."""
@@ -109,7 +109,7 @@ class Container:
             "environment": self._environment,
             "user": self._config["User"],
             "folder": self._config.get("WorkingDir") or "/",
-            "volumes": self._volumes,
+            "volumes": self.volumes,
         }
         unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child=SIGKILL"]
         return subprocess.Popen(

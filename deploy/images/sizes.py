@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,34 @@ def summary(image: str) -> dict[str, Any]:
         "compressed_bytes": sum(layer.compressed_bytes for layer in found),
         "layers": [asdict(layer) for layer in found],
     }
+
+
+def table(sizes: Mapping[str, dict[str, Any]], seconds: Mapping[str, float]) -> str:
+    """Return sizes and times as a Markdown document."""
+    lines = [
+        "# Images",
+        "",
+        "Built and run by `python -m deploy.images` on a Debian stand-in for the Python base image; the",
+        "official one is of about the same size. MB are millions of bytes.",
+        "",
+        "| image | layer | MB unpacked | MB compressed |",
+        "|---|---|---:|---:|",
+    ]
+    for name, found in sizes.items():
+        lines.append(
+            f"| **{name}** | | **{_mb(found, 'unpacked')}** | **{_mb(found, 'compressed')}** |"
+        )
+        lines += [
+            f"| | `{layer['step']}` | {_mb(layer, 'unpacked')} | {_mb(layer, 'compressed')} |"
+            for layer in found["layers"]
+        ]
+    lines += ["", "| what | seconds |", "|---|---:|"]
+    lines += [f"| {what} | {value:.1f} |" for what, value in seconds.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _mb(found: Mapping[str, Any], kind: str) -> str:
+    return f"{found[f'{kind}_bytes'] / 1e6:.1f}"
 
 
 def _steps(config: dict[str, Any]) -> list[str]:
