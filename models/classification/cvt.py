@@ -80,7 +80,7 @@ class CvT(CvtForImageClassification):
             for layer in stage.layers:
                 layer.intermediate.activation = QuickGELUActivation()
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = super().forward(image, return_dict=True).logits
         return logits
 

@@ -1,13 +1,13 @@
 """Tokens-to-Token ViT (https://arxiv.org/abs/2101.11986).
 
-Where ViT cuts a picture into patches once, this network gathers its tokens in three overlapping soft
-splits: each unfolds the map into windows, and a narrow attention layer between two splits condenses
-a window to 64 values, so that edges and lines survive into the tokens. A deep and narrow ViT with a fixed
-sinusoidal position table follows. The narrow layers are Performers (attention linear in the number of tokens, by random
-features) or, in the `t` variants, ordinary attention.
+Where ViT cuts a picture into patches once, this network gathers its tokens in three overlapping
+soft splits: each unfolds the map into windows, and a narrow attention layer between two splits
+condenses a window to 64 values, so that edges and lines survive into the tokens. A deep and narrow
+ViT with a fixed sinusoidal position table follows. The narrow layers are Performers (attention
+linear in the number of tokens, by random features) or, in the `t` variants, ordinary attention.
 
-Written here under the names of the authors' checkpoints (https://github.com/yitu-opensource/T2T-ViT); the blocks of the
-backbone are timm's.
+Written here under the names of the authors' checkpoints
+(https://github.com/yitu-opensource/T2T-ViT); the blocks of the backbone are timm's.
 """
 
 from __future__ import annotations
