@@ -100,7 +100,10 @@ class Load:
         states, ids, streams = ["-"], ["0"], 0
         while states[-1] not in ("succeeded", "failed"):
             streams += 1
-            after = {"Last-Event-ID": ids[-1]} if streams > 1 else {}
+            # The end of a stream may be that of its connection, which nobody can announce in time.
+            after = {"Connection": "close"}
+            if streams > 1:
+                after["Last-Event-ID"] = ids[-1]
             async with client.stream("GET", job["links"]["events"], headers=after) as events:
                 assert events.status_code == 200
                 kind = ""
@@ -139,6 +142,8 @@ async def test_a_rolling_restart_goes_unnoticed(tmp_path: Path) -> None:
         "VITRINE_JOBS__LEASE_S": "10",
         "VITRINE_JOBS__QUEUE_TTL_S": "60",
         "VITRINE_SHEDDING__ENABLED": "false",
+        # Busy cores are no outage of Redis, which this is not about.
+        "VITRINE_REDIS__CONNECT_TIMEOUT_S": "20",
     }
     async with running(tmp_path, **drain) as system:
         ports = [urlsplit(url).port or 0 for url in system.gateways.values()]
