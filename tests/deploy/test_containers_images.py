@@ -6,6 +6,7 @@ import importlib.util
 import shlex
 import subprocess
 import sys
+import tomllib
 from glob import glob
 from pathlib import Path
 
