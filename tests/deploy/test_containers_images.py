@@ -83,8 +83,6 @@ def test_gateway_and_worker_have_no_networks() -> None:
 
 def test_a_wheel_holds_every_file(tmp_path: Path) -> None:
     """Lua scripts, pages and weights are in the wheel that the images install."""
-    import tomllib
-
     data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
         "package-data"
     ]
