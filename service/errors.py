@@ -188,12 +188,19 @@ class ModelFailed(VitrineError):
 
 
 class Unavailable(VitrineError):
-    """A part of the system is down; the request may be sent again."""
+    """A part of the system is down; the request may be sent again.
+
+    `begun` is False where the request was turned away before any work was done for it, so that it
+    cannot be what brought the part down.
+    """
 
     status, code, title = 503, "unavailable", "Unavailable"
 
-    def __init__(self, message: str, *, retry_after: float = 2.0, **extra: Any) -> None:
+    def __init__(
+        self, message: str, *, retry_after: float = 2.0, begun: bool = True, **extra: Any
+    ) -> None:
         super().__init__(message, retry_after=retry_after, **extra)
+        self.begun = begun
 
 
 class Overloaded(Unavailable):

@@ -66,6 +66,7 @@ class Execution:
         cancellation asked for         canceled
         worker shuts down              back to the queue, not counted
         a part of the system is down   back to the queue with back-off; failed at `max_attempts`
+        it was down before it began    back to the queue with back-off, not counted for `queue_ttl_s`
         any other error, time-out      failed
         lease lost                     nothing is written: the job is another attempt's
     """
@@ -161,8 +162,11 @@ class Execution:
             return self._failed(VitrineError("The task stopped itself."))
         except Unavailable as error:
             failure = JobError(code=error.stable_code, message=error.message)
-            delay_s = max(error.retry_after or 0.0, 2.0**claim.job.failures)
             self._log.warning("part of the system is down", code=failure.code, error=str(error))
+            if not error.begun and not self._overdue():
+                delay_s = max(error.retry_after or 0.0, 2.0 ** min(claim.job.attempt - 1, 5))
+                return lambda: consumer.release(claim, delay_s=delay_s)
+            delay_s = max(error.retry_after or 0.0, 2.0**claim.job.failures)
             return lambda: consumer.release(claim, failure=failure, delay_s=delay_s)
         except VitrineError as error:
             return self._failed(error)
@@ -173,6 +177,10 @@ class Execution:
                 )
             self._log.exception("the pipeline raised")
             return self._failed(VitrineError("The task failed for a reason within the service."))
+
+    def _overdue(self) -> bool:
+        """Tell whether the job has been kept waiting for as long as one may."""
+        return time.time() - self.claim.job.created_at > self._place.settings.jobs.queue_ttl_s
 
     def _failed(self, error: VitrineError) -> Callable[[], Awaitable[Job]]:
         failure = JobError(code=error.stable_code, message=error.message)

@@ -93,6 +93,7 @@ class Breaker:
         raise TritonUnavailable(
             f"model {self.model!r} failed repeatedly and is left alone for a moment",
             code="model_unavailable",
+            begun=False,
             retry_after=max(1.0, self._until - now),
         )
 

@@ -49,6 +49,8 @@ _RANK = {"own": 0, "official": 1, "demo": 2, "random": 3}
 _QUEUE_TIMEOUT = "Request timeout expired"
 _QUEUE_FULL = "Exceeds maximum queue size"
 _QUEUE_ERRORS = (_QUEUE_TIMEOUT, _QUEUE_FULL)
+# What gRPC says when no connection came about: the request has not left.
+_NOT_CONNECTED = "failed to connect"
 # How long to wait for memory: a model that is unloaded needs some seconds to end.
 _ROOM_S = 25.0
 _ROOM_POLL_S = 0.25
@@ -138,7 +140,7 @@ class TritonClient:
             # Triton is starting, or somebody else loads it: nothing to wait on here.
             self._taken_at = float("-inf")
             raise TritonUnavailable(
-                f"model {found.card.id!r} is being loaded", code="model_loading"
+                f"model {found.card.id!r} is being loaded", code="model_loading", begun=False
             )
         if found.state != "ready":
             await self.load(found.card.id)
@@ -232,7 +234,10 @@ class TritonClient:
             await asyncio.wait_for(asyncio.shield(loading), self._settings.load_timeout_s)
         except TimeoutError:
             raise TritonUnavailable(
-                f"model {model!r} is still being loaded", code="model_loading", retry_after=5.0
+                f"model {model!r} is still being loaded",
+                code="model_loading",
+                retry_after=5.0,
+                begun=False,
             ) from None
 
     def _start_loading(self, model: str, *, dead: bool = False) -> asyncio.Task[None]:
@@ -297,6 +302,7 @@ class TritonClient:
                     f"there is no memory for model {model!r}: the models that hold it are in use",
                     code="memory_exhausted",
                     retry_after=5.0,
+                    begun=False,
                 )
             await asyncio.sleep(_ROOM_POLL_S)
 
@@ -431,7 +437,7 @@ class TritonClient:
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             return _late(model)
         if is_down(error) and not details.startswith(_QUEUE_ERRORS):
-            return self._down(model)
+            return self._down(model, begun=not details.startswith(_NOT_CONNECTED))
         if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
             return BadInput(details.removeprefix("InvalidInput: "), code="invalid_input")
         return self._failed(model, details)
@@ -443,20 +449,24 @@ class TritonClient:
         if details.startswith(_QUEUE_TIMEOUT):
             return _late(model)
         if details.startswith(_QUEUE_FULL):
-            return Overloaded(f"model {model!r} has as many requests waiting as it takes")
+            return Overloaded(
+                f"model {model!r} has as many requests waiting as it takes", begun=False
+            )
         # The Python process behind a model died. Triton leaves it so until the model is loaded anew.
         if "Stub process" in details or "is not healthy" in details:
             self._start_loading(model, dead=True)
             return TritonUnavailable(f"model {model!r} is restarting", code="model_restarting")
         if "unknown model" in details or "is not ready" in details or "is not found" in details:
             self._taken_at = float("-inf")
-            return TritonUnavailable(f"model {model!r} is not loaded", code="model_not_loaded")
+            return TritonUnavailable(
+                f"model {model!r} is not loaded", code="model_not_loaded", begun=False
+            )
         return ModelFailed(f"model {model!r} failed: {details}")
 
-    def _down(self, model: str) -> TritonUnavailable:
+    def _down(self, model: str, *, begun: bool = True) -> TritonUnavailable:
         self._taken_at = float("-inf")
         about = f" (model {model!r})" if model else ""
-        return TritonUnavailable(f"the inference server does not answer{about}")
+        return TritonUnavailable(f"the inference server does not answer{about}", begun=begun)
 
 
 def _schedule(message: pb.ModelInferRequest, model: str, seconds: float) -> None:

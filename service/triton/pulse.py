@@ -45,7 +45,7 @@ class Pulse:
     def check(self) -> None:
         """Raise TritonUnavailable while Triton is lost."""
         if self.lost:
-            raise TritonUnavailable("the inference server does not answer")
+            raise TritonUnavailable("the inference server does not answer", begun=False)
 
     @contextmanager
     def watch(self, call: Cancellable) -> Iterator[None]:

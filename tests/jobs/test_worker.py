@@ -143,6 +143,20 @@ async def test_outages_are_tried_again_with_back_off(bench: Bench, tmp_path: Pat
     assert len((tmp_path / "journal").read_text().splitlines()) == 3
 
 
+async def test_outages_before_the_work_began_do_not_count(bench: Bench, tmp_path: Path) -> None:
+    async with bench.worker():
+        job = await bench.submit(fail="not connected yet", journal=str(tmp_path / "journal"))
+        done = await bench.until(job, State.SUCCEEDED)
+    assert done.attempt > 3
+    assert done.failures == 0
+
+
+async def test_outages_before_the_work_began_do_not_last_for_ever(bench: Bench) -> None:
+    async with bench.worker(queue_ttl_s=0.1):
+        failed = await bench.until(await bench.submit(fail="not connected"), State.FAILED)
+    assert failed.failures == 3
+
+
 @pytest.mark.parametrize(
     ("task", "parameters", "code"),
     [

@@ -54,6 +54,10 @@ class Sleep(Pipeline[SleepParameters]):
         match parameters.fail:
             case "unavailable":
                 raise TritonUnavailable("Triton is down.", retry_after=0.0)
+            case "not connected":
+                raise TritonUnavailable("Triton is away.", retry_after=0.0, begun=False)
+            case "not connected yet" if len((parameters.journal or Path()).read_text().split()) < 5:
+                raise TritonUnavailable("Triton is away.", retry_after=0.0, begun=False)
             case "bad":
                 raise BadInput("This is no picture.", code="not_an_image")
             case "bug":
