@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 from tritonclient.grpc import aio as triton_grpc
 from tritonclient.grpc import service_pb2 as pb
+from tritonclient.utils import InferenceServerException
 
 from models.repository import write_catalogue
 from service.settings import TritonSettings
@@ -79,8 +80,17 @@ class Server:
 
     async def served(self) -> int:
         """Return how many requests the server has answered since it started."""
-        statistics = await self.client.get_inference_statistics("brightness", client_timeout=2)
+        try:
+            statistics = await self.client.get_inference_statistics("brightness", client_timeout=10)
+        except InferenceServerException as error:
+            raise AssertionError(f"{error}\n{self._log()}") from error
         return sum(model.inference_stats.success.count for model in statistics.model_stats)
+
+    def _log(self) -> str:
+        """Return what tells why it does not answer."""
+        status = self._process and self._process.status
+        lines = (self._repository.parent / "triton.log").read_text(errors="replace").splitlines()
+        return "\n".join([f"{self.host}: exit status {status}", *lines[-30:]])
 
     async def stop(self) -> None:
         assert self._process is not None
