@@ -25,14 +25,7 @@ from models.registry import architecture
 from models.shipped import SHIPPED, shipped_parts
 from models.signatures import SIGNATURES, TensorSpec
 from models.weights.fit import blueprint
-from service.triton.call import BACKGROUND, INTERACTIVE
 from service.triton.cards import CATALOGUE, Card, ImageInput, WeightsRecord
-
-# How long a request may wait in Triton, and how many of one priority: bounds of last resort, for the
-# gateways turn requests away long before.
-_LONGEST_WAIT_S = 3600
-_SHORTEST_QUEUE = 256
-_QUEUED_BATCHES = 16
 
 _MODEL_PY = '"""Served by the shared backend."""\n\nfrom models.backend import TritonPythonModel\n\n__all__ = ["TritonPythonModel"]\n'
 _CATALOGUE_PY = _MODEL_PY.replace("models.backend", "models.catalogue").replace(
@@ -146,15 +139,9 @@ def config(card: Card, device: str = "auto") -> config_pb.ModelConfig:
         size for size in made.preferred_batches if size <= made.max_batch
     )
     entry.dynamic_batching.max_queue_delay_microseconds = made.queue_delay_us
-    # Somebody waits for requests of priority 1; jobs send 2 (service/triton/call.py). A caller's
-    # deadline may shorten the time in the queue, never lengthen it.
-    entry.dynamic_batching.priority_levels = BACKGROUND
-    entry.dynamic_batching.default_priority_level = INTERACTIVE
-    waiting = entry.dynamic_batching.default_queue_policy
-    waiting.timeout_action = config_pb.ModelQueuePolicy.REJECT
-    waiting.default_timeout_microseconds = _LONGEST_WAIT_S * 1_000_000
-    waiting.allow_timeout_override = True
-    waiting.max_queue_size = max(_SHORTEST_QUEUE, _QUEUED_BATCHES * made.max_batch)
+    # No priorities, no queue policy: with either, Triton's batcher forms no batch while one runs, and
+    # every now and then sleeps for half a second beside a full queue (triton-inference-server/server
+    # issue 8870). A caller's deadline ends a request that waits all the same: gRPC cancels it.
     kind = "KIND_GPU" if _on_gpu(device) else "KIND_CPU"
     entry.instance_group.add(kind=config_pb.ModelInstanceGroup.Kind.Value(kind), count=1)
     if signature.streamed:

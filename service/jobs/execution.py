@@ -29,7 +29,7 @@ from service.settings import Settings
 from service.storage.scratch import scratch
 from service.storage.store import Store
 from service.tasks.contract import Context, Pipeline, Progress, Upload
-from service.triton.call import BACKGROUND, Call, calling
+from service.triton.call import Call, calling
 from service.triton.client import Triton
 
 _LOG = structlog.stdlib.get_logger("vitrine.worker")
@@ -142,7 +142,7 @@ class Execution:
         limit_s = self._place.settings.jobs.run_timeout_s
         try:
             async with asyncio.timeout(limit_s) as deadline:
-                with calling(Call.within(limit_s, BACKGROUND)):
+                with calling(Call.within(limit_s)):
                     self._work = asyncio.ensure_future(self._result())
                 if self._interruption is not None:
                     self._work.cancel()

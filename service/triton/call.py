@@ -1,4 +1,4 @@
-"""On whose behalf Triton is called: until when the answer is of use, and how urgent it is.
+"""On whose behalf Triton is called: until when the answer is of use.
 
 It accompanies a request through every pipeline as a context variable, so that no pipeline has to
 hand it on.
@@ -13,21 +13,17 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Self
 
-INTERACTIVE, BACKGROUND = 1, 2
-"""Triton's priorities: of requests that wait for the same model, the lower number runs first."""
-
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """`deadline`: on `time.monotonic`'s clock. `priority`: somebody waits, or a job can."""
+    """`deadline`: on `time.monotonic`'s clock."""
 
     deadline: float = float("inf")
-    priority: int = INTERACTIVE
 
     @classmethod
-    def within(cls, seconds: float, priority: int = INTERACTIVE) -> Self:
+    def within(cls, seconds: float) -> Self:
         """Return a call whose answer is of use for `seconds` from now."""
-        return cls(time.monotonic() + seconds, priority)
+        return cls(time.monotonic() + seconds)
 
     @property
     def remaining_s(self) -> float:

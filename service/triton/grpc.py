@@ -26,7 +26,6 @@ from service.errors import (
     ModelFailed,
     ModelNotFound,
     ModelTooLarge,
-    Overloaded,
     TritonUnavailable,
     VitrineError,
 )
@@ -46,9 +45,6 @@ _RANK = {"own": 0, "official": 1, "demo": 2, "random": 3}
 
 
 # How Triton begins to say that a request waited too long, or that too many wait.
-_QUEUE_TIMEOUT = "Request timeout expired"
-_QUEUE_FULL = "Exceeds maximum queue size"
-_QUEUE_ERRORS = (_QUEUE_TIMEOUT, _QUEUE_FULL)
 # What gRPC says when no connection came about: the request has not left.
 _NOT_CONNECTED = "failed to connect"
 # How long to wait for memory: a model that is unloaded needs some seconds to end.
@@ -332,7 +328,8 @@ class TritonClient:
 
     async def _scheduled(self, model: str, message: pb.ModelInferRequest) -> dict[str, Array]:
         seconds = min(self._limit_s(model), current().remaining_s)
-        _schedule(message, model, seconds)
+        if seconds <= 0:
+            raise _late(model)
         with self._breaker(model).watch(seconds):
             return await self._infer(model, message, seconds)
 
@@ -388,7 +385,8 @@ class TritonClient:
             yield message
 
         seconds = current().remaining_s
-        _schedule(message, model, seconds)
+        if seconds <= 0:
+            raise _late(model)
         with (
             self._breaker(model).watch(seconds),
             client_span(f"infer {model}", {"vitrine.model": model}) as trace,
@@ -436,7 +434,7 @@ class TritonClient:
         details = error.details() or ""
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             return _late(model)
-        if is_down(error) and not details.startswith(_QUEUE_ERRORS):
+        if is_down(error):
             return self._down(model, begun=not details.startswith(_NOT_CONNECTED))
         if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
             return BadInput(details.removeprefix("InvalidInput: "), code="invalid_input")
@@ -446,12 +444,6 @@ class TritonClient:
         """Sort an error text of Triton: streams carry no status codes."""
         if details.startswith("InvalidInput: "):
             return BadInput(details.removeprefix("InvalidInput: "), code="invalid_input")
-        if details.startswith(_QUEUE_TIMEOUT):
-            return _late(model)
-        if details.startswith(_QUEUE_FULL):
-            return Overloaded(
-                f"model {model!r} has as many requests waiting as it takes", begun=False
-            )
         # The Python process behind a model died. Triton leaves it so until the model is loaded anew.
         if "Stub process" in details or "is not healthy" in details:
             self._start_loading(model, dead=True)
@@ -467,15 +459,6 @@ class TritonClient:
         self._taken_at = float("-inf")
         about = f" (model {model!r})" if model else ""
         return TritonUnavailable(f"the inference server does not answer{about}", begun=begun)
-
-
-def _schedule(message: pb.ModelInferRequest, model: str, seconds: float) -> None:
-    """Tell Triton how urgent the request is, and to drop it if it still waits after `seconds`."""
-    if seconds <= 0:
-        raise _late(model)
-    message.parameters["priority"].uint64_param = current().priority
-    if isfinite(seconds):
-        message.parameters["timeout"].int64_param = max(1, round(seconds * 1e6))
 
 
 def _late(model: str) -> DeadlineExceeded:

@@ -1,4 +1,4 @@
-"""Deadlines, priorities, the circuit breaker and a stopped server, on a real Triton."""
+"""Deadlines, the circuit breaker and a stopped server, on a real Triton."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest_asyncio
 from models.repository import write_catalogue
 from service.errors import DeadlineExceeded, ModelFailed, TritonUnavailable
 from service.settings import TritonSettings
-from service.triton.call import BACKGROUND, Call, calling
+from service.triton.call import Call, calling
 from service.triton.cards import CATALOGUE, Task
 from service.triton.grpc import TritonClient
 from tests.processes import descendants
@@ -90,24 +90,6 @@ async def test_a_request_that_waits_too_long_is_never_run(
 async def test_a_deadline_that_has_passed_is_not_sent(client: TritonClient) -> None:
     with calling(Call.within(-1)), pytest.raises(DeadlineExceeded):
         await client.infer("brightness", image(1))
-
-
-async def test_who_waits_comes_before_jobs(client: TritonClient) -> None:
-    log: list[str] = []
-    running = await busy(client, 20, log)
-
-    async def job() -> None:
-        with calling(Call.within(60, BACKGROUND)):
-            await follow(client, "job", 5, log)
-
-    async def caller() -> None:
-        with calling(Call.within(60)):
-            await follow(client, "caller", 6, log)
-
-    queued = asyncio.create_task(job())
-    await asyncio.sleep(0.2)  # the job is in Triton's queue by now
-    await asyncio.gather(running, queued, caller())
-    assert log.index("caller") < log.index("job")
 
 
 async def test_a_model_that_keeps_failing_is_left_alone_and_tried_again(
