@@ -118,6 +118,8 @@ class TritonPythonModel:
         senders = [request.get_response_sender() for request in requests]
         groups: dict[Any, list[tuple[Any, Arrays]]] = {}
         for request, sender in zip(requests, senders, strict=True):
+            if sender.is_cancelled():
+                continue  # given up while it waited
             arrays = self._inputs(request)
             try:
                 if any(len(array) != 1 for array in arrays.values()):
