@@ -75,8 +75,8 @@ def _interactive(found: dict[str, Any]) -> list[str]:
     lines = [
         f"`POST /v1/classify` ({found['model']}), {found['clients']} clients that pause "
         f"{found['pause_ms']:.0f} ms between calls, without and while a queue of {found['jobs']} jobs "
-        f"of the same kind drains ({found['drained']} of them within the measurement). Calls go "
-        "before jobs:",
+        f"of the same kind drains ({found['drained']} of them within the measurement). Both share "
+        "the model, the worker's jobs at most four requests at a time:",
         "",
         "| | requests/s | p50 ms | p95 ms | p99 ms | jobs/s |",
         "|---|---|---|---|---|---|",
