@@ -113,6 +113,9 @@ class TracingSettings(_Group):
 class LimitSettings(_Group):
     """What a request may cost; each limit is named in the error of whoever breaks it.
 
+    `decoding_pixels`: of all pictures that are decoded at the same moment; the next ones wait.
+    Decoding takes up to 16 bytes a pixel for that moment.
+
     A gateway that is told to end calls itself not ready at once, takes requests for
     `drain_delay_seconds` more, so that balancers notice, and then gives the running ones
     `drain_seconds`.
@@ -121,6 +124,7 @@ class LimitSettings(_Group):
     body_bytes: int = 64 * MIB
     image_body_bytes: int = 32 * MIB
     image_pixels: int = 64_000_000
+    decoding_pixels: int = 128_000_000
     video_seconds: float = 600.0
     video_frames: int = 64
     video_pixels: int = 3840 * 2160

@@ -8,6 +8,7 @@ alpha over white, the high byte of 16-bit samples, CMYK converted.
 from __future__ import annotations
 
 import warnings
+from contextlib import ExitStack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from PIL import ExifTags, Image
 from service.errors import BadInput, PayloadTooLarge, UnsupportedMedia
 from service.media.budget import Budget, MeteredBytes
 from service.media.jpeg import check_scans
+from service.media.room import Room
 from service.media.sniff import HEAD_BYTES, sniff
 from service.settings import LimitSettings
 from service.triton.cards import ImageInput
@@ -46,6 +48,8 @@ _RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 
+_ROOM = Room()
+
 # What the EXIF orientation asks for.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -72,14 +76,17 @@ def decode_image(data: bytes, limits: LimitSettings) -> Image.Image:
     if name == "JPEG":
         check_scans(data)
     try:
-        file = MeteredBytes(data, Budget(limits.decode_seconds))
-        image: Image.Image = Image.open(file, formats=(name,))
+        budget = Budget(limits.decode_seconds)
+        image: Image.Image = Image.open(MeteredBytes(data, budget), formats=(name,))
         _check_size(image.size, limits.image_pixels)
-        image.load()
-        # TIFF turns itself while loading and then no longer says that it must be turned.
-        turn = _TURNS.get(_orientation(image))
-        rgb = _to_rgb(image)
-        return rgb if turn is None else rgb.transpose(turn)
+        with ExitStack() as held:
+            with budget.paused():
+                held.enter_context(_ROOM.hold(image.width * image.height, limits.decoding_pixels))
+            image.load()
+            # TIFF turns itself while loading and then no longer says that it must be turned.
+            turn = _TURNS.get(_orientation(image))
+            rgb = _to_rgb(image)
+            return rgb if turn is None else rgb.transpose(turn)
     except (BadInput, PayloadTooLarge, UnsupportedMedia, MemoryError):
         raise
     except Exception as error:  # Pillow's parsers raise whatever a broken file makes them hit.
