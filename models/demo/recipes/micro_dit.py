@@ -35,7 +35,7 @@ from models.generation.micro_dit_network import DiT
 from models.generation.micro_dit_sampling import SIGMA_DATA
 from models.registry import architecture
 
-STEPS = 8_000
+STEPS = 6_500
 BATCH = 64
 MASKED_STEPS = 0.15
 MASK_RATIO = 0.75
