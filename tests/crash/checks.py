@@ -30,11 +30,11 @@ _ACCIDENTS = {
     "worker_lost",
     "inference_unavailable",
     "model_restarting",
-    "model_not_loaded",
-    "model_loading",
     "model_load_failed",
     "storage_unavailable",
 }
+# Such an attempt counts only once the job is older than `queue_ttl_s`.
+_TURNED_AWAY = {"model_not_loaded", "model_loading", "model_unavailable"}
 _TURNS = 15
 _LEGAL = {
     "queued": {"running", "canceled", "expired"},
@@ -142,8 +142,12 @@ class Checks:
                 await self.client.fetch(order)
             case "failed":
                 expected = FAILURES.get(order.kind)
+                if record.lived_s > JOBS.queue_ttl_s:
+                    accidents = _ACCIDENTS | _TURNED_AWAY
+                else:
+                    accidents = _ACCIDENTS
                 if record.error != expected and not (
-                    record.error in _ACCIDENTS and record.failures >= JOBS.max_attempts
+                    record.error in accidents and record.failures >= JOBS.max_attempts
                 ):
                     raise Violation(f"failed with {record.error}, not {expected}", order)
             case "canceled":
