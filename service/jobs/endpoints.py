@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -31,6 +32,8 @@ JobId = Annotated[str, Path(description="The job's id, as `job_01j…`.", max_le
 _EVENT_ID = r"^[0-9]{1,20}(-[0-9]{1,20})?$"
 _PING_S = 15
 _RETRY_MS = 2000
+# Within this time a follower's key has been looked at again.
+_LONGEST_STREAM_S = 300.0
 
 _Documented = dict[int | str, dict[str, Any]]
 _CANCELING: _Documented = {
@@ -150,13 +153,22 @@ async def get_result_file(
 
 
 async def _stream(gateway: Gateway, events: AsyncIterator[Event]) -> AsyncIterator[ServerSentEvent]:
-    """Yield the events until the last one, or until the gateway drains: the client then resumes."""
+    """Yield the events until the last one.
+
+    When the gateway drains, and after `_LONGEST_STREAM_S`, it ends before: the client then resumes,
+    at the gateway that the balancer chooses and with a key that is still good.
+    """
     draining = asyncio.ensure_future(gateway.draining.wait())
+    until = time.monotonic() + _LONGEST_STREAM_S
     try:
         while True:
             following = asyncio.ensure_future(_next(events))
             try:
-                await asyncio.wait({following, draining}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(
+                    {following, draining},
+                    timeout=max(0.0, until - time.monotonic()),
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
                 event = following.result() if following.done() else None
             finally:
                 following.cancel()

@@ -346,6 +346,18 @@ async def test_events(served: httpx2.AsyncClient, queue: Queue, settings: Settin
         assert await events(served, job_id, **{"Last-Event-ID": event_id}) == seen[index + 1 :]
 
 
+async def test_a_long_stream_ends_and_is_resumed(
+    served: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.jobs.endpoints._LONGEST_STREAM_S", 0.3)
+    job_id = await submit(served)
+    ((last, name, data),) = await events(served, job_id)
+    assert (name, '"queued"' in data) == ("state", True)
+    await served.delete(f"/v1/jobs/{job_id}")
+    ((_, name, data),) = await events(served, job_id, **{"Last-Event-ID": last})
+    assert (name, '"canceled"' in data) == ("state", True)
+
+
 async def test_events_refuse_an_id_that_is_none(client: httpx2.AsyncClient) -> None:
     job_id = await submit(client)
     answer = await client.get(f"/v1/jobs/{job_id}/events", headers={"Last-Event-ID": "x"})
