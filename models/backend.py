@@ -8,8 +8,10 @@ progress and results until done; one whose caller has gone is left out of the st
 from __future__ import annotations
 
 import json
+import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from models.presence import Presence
 from models.registry import architecture
 from models.serving import Arrays, Device, Generator, InvalidInput, Predictor
 from models.signatures import SIGNATURES
+from models.withdrawals import forget, is_withdrawn
 from service.triton.cards import Card
 
 # What a process that uses a GPU holds there beside its tensors: CUDA's context and kernels.
@@ -42,7 +45,8 @@ class TritonPythonModel:
         )
         torch.set_grad_enabled(False)
         served = architecture(self._card.architecture).load(self._card, folder, device)
-        self._presence = Presence(Path(args["model_repository"]).parent, self._card.id)
+        self._repository = Path(args["model_repository"]).parent
+        self._presence = Presence(self._repository, self._card.id)
         self._device = device.name
         self._tell_memory()
         self._predictor = served if isinstance(served, Predictor) else None
@@ -77,8 +81,8 @@ class TritonPythonModel:
         groups: dict[tuple[Any, ...], list[int]] = {}
         inputs = [self._inputs(request) for request in requests]
         for index, request in enumerate(requests):
-            if request.is_cancelled():
-                responses[index] = _failure("cancelled", pb_utils.TritonError.CANCELLED)
+            if request.is_cancelled() or _is_late(request):
+                responses[index] = _failure("given up", pb_utils.TritonError.CANCELLED)
                 continue
             shape = tuple((name, array.shape[1:]) for name, array in sorted(inputs[index].items()))
             groups.setdefault(shape, []).append(index)
@@ -116,41 +120,43 @@ class TritonPythonModel:
 
     def _stream(self, requests: list[Any], generator: Generator) -> None:
         senders = [request.get_response_sender() for request in requests]
-        groups: dict[Any, list[tuple[Any, Arrays]]] = {}
+        groups: dict[Any, list[tuple[Caller, Arrays]]] = {}
         for request, sender in zip(requests, senders, strict=True):
-            if sender.is_cancelled():
+            caller = Caller(sender, self._repository, request.request_id())
+            if caller.has_gone() or _is_late(request):
                 continue  # given up while it waited
             arrays = self._inputs(request)
             try:
                 if any(len(array) != 1 for array in arrays.values()):
                     raise InvalidInput("a streamed request is one item; send further ones apart")
                 single = {name: array[0] for name, array in arrays.items()}
-                groups.setdefault(generator.key(single), []).append((sender, single))
+                groups.setdefault(generator.key(single), []).append((caller, single))
             except Exception as error:
                 sender.send(self._failed(error))
         for members in groups.values():
             self._generate(generator, members)
-        for sender in senders:
+        for request, sender in zip(requests, senders, strict=True):
             sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            forget(self._repository, request.request_id())
 
-    def _generate(self, generator: Generator, members: list[tuple[Any, Arrays]]) -> None:
-        senders = [sender for sender, _ in members]
+    def _generate(self, generator: Generator, members: list[tuple[Caller, Arrays]]) -> None:
+        callers = [caller for caller, _ in members]
         steps = generator.generate(
-            [arrays for _, arrays in members], lambda index: senders[index].is_cancelled()
+            [arrays for _, arrays in members], lambda index: callers[index].has_gone()
         )
         try:
             for index, outputs in steps:
-                if not senders[index].is_cancelled():
+                if not callers[index].has_gone():
                     tensors = [_tensor(name, array[None]) for name, array in outputs.items()]
-                    senders[index].send(pb_utils.InferenceResponse(tensors))
+                    callers[index].sender.send(pb_utils.InferenceResponse(tensors))
         except Exception as error:
             if len(members) > 1 and isinstance(error, InvalidInput):
                 # One of them is bad; nothing but progress has been sent, so each may run alone.
                 for member in members:
                     self._generate(generator, [member])
                 return
-            for sender in senders:
-                sender.send(self._failed(error))
+            for caller in callers:
+                caller.sender.send(self._failed(error))
 
     # Both
 
@@ -168,6 +174,25 @@ class TritonPythonModel:
             return _failure(f"InvalidInput: {error}", pb_utils.TritonError.INVALID_ARG)
         pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
         return _failure(f"{type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who gets a stream's responses."""
+
+    sender: Any
+    repository: Path
+    id: str
+
+    def has_gone(self) -> bool:
+        """Tell whether nobody wants them any more."""
+        return self.sender.is_cancelled() or is_withdrawn(self.repository, self.id)
+
+
+def _is_late(request: Any) -> bool:
+    """Tell whether the answer is of no use any more; `deadline` is in ms since the epoch."""
+    parameters = json.loads(request.parameters() or "{}")
+    return time.time() * 1000 > parameters.get("deadline", float("inf"))
 
 
 def device_of(kind: str, device_id: str, card: Card) -> Device:

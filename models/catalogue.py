@@ -3,7 +3,8 @@
 Triton gives the configuration of loaded models only; through the catalogue the gateway also knows
 what could be loaded, still from Triton alone. Each row of CARDS is JSON, `[id, card]`.
 
-Whoever wants to load a model asks here first: LOAD names it, and ROOM says as JSON whether there is
+Whoever gives a streamed request up names its id in WITHDRAW (models/withdrawals.py), and whoever wants
+to load a model asks here first: LOAD names it, and ROOM says as JSON whether there is
 memory for it (models/memory.py). CARDS is empty then.
 """
 
@@ -19,6 +20,7 @@ import triton_python_backend_utils as pb_utils
 
 from models.entries import CONFIG, InvalidEntry, read_card
 from models.memory import GPU, HOST, Room, host_budget
+from models.withdrawals import withdraw
 from service.settings import Settings
 from service.triton.cards import CATALOGUE, Card
 
@@ -40,6 +42,10 @@ class TritonPythonModel:
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:
+        given_up = pb_utils.get_input_tensor_by_name(request, "WITHDRAW")
+        if given_up is not None:
+            withdraw(self._repository, given_up.as_numpy()[0].decode())
+            return _response([], "")
         wanted = pb_utils.get_input_tensor_by_name(request, "LOAD")
         if wanted is None:
             rows = [json.dumps([card.id, card.model_dump(mode="json")]) for card in self._cards()]

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
 from math import isfinite
 from types import TracebackType
 from typing import Any, Self
@@ -39,12 +41,14 @@ from service.triton.metrics import TritonMetrics
 from service.triton.pulse import Pulse
 from service.triton.replicas import Replicas, is_down
 from service.triton.tensors import Array, outputs, request
+from service.triton.withdrawal import Withdrawals
 
 # Weights that were brought on purpose outrank demo weights where a task has several defaults.
 _RANK = {"own": 0, "official": 1, "demo": 2, "random": 3}
 
 
-# How Triton begins to say that a request waited too long, or that too many wait.
+# A call that is given up goes on in Triton (service/triton/withdrawal.py), but not for ever.
+_GRACE_S = 60.0
 # What gRPC says when no connection came about: the request has not left.
 _NOT_CONNECTED = "failed to connect"
 # How long to wait for memory: a model that is unloaded needs some seconds to end.
@@ -74,6 +78,7 @@ class TritonClient:
         self._stub = stubs.GRPCInferenceServiceStub(self._channel)
         self._replicas = Replicas(settings.url, options, self._stub)
         self._pulse = Pulse(self._alive, settings.stall_s)
+        self._withdrawals = Withdrawals(self._tell_withdrawn)
         self._breakers: dict[str, Breaker] = {}
         self._snapshot: dict[str, ModelState] = {}
         self._has_catalogue = False
@@ -94,6 +99,7 @@ class TritonClient:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._withdrawals.close()
         await self._pulse.close()
         await self._replicas.close()
         await self._channel.close()
@@ -314,7 +320,7 @@ class TritonClient:
         """Run one request of a batch and return its outputs (batch first).
 
         Raises BadInput (the model refuses the input), ModelFailed, ModelNotFound, TritonUnavailable,
-        DeadlineExceeded. Cancelling the awaiting task cancels the request in Triton.
+        DeadlineExceeded. Once the deadline has passed Triton drops the request if it still waits.
         """
         message = request(model, inputs)
         try:
@@ -337,13 +343,21 @@ class TritonClient:
         self, model: str, message: pb.ModelInferRequest, seconds: float
     ) -> dict[str, Array]:
         self._pulse.check()
+        _limit(message, seconds)
         with client_span(f"infer {model}", {"vitrine.model": model}) as trace:
-            call = self._stub.ModelInfer(message, timeout=seconds, metadata=trace)
+            call = self._stub.ModelInfer(message, timeout=seconds + _GRACE_S, metadata=trace)
+            answer = asyncio.ensure_future(_awaited(call))
             try:
                 with self._pulse.watch(call):
-                    return outputs(await call)
+                    async with asyncio.timeout(seconds):
+                        return outputs(await asyncio.shield(answer))
+            except TimeoutError:
+                raise _late(model) from None
             except grpc.aio.AioRpcError as error:
                 raise self._translated(model, error) from None
+            finally:
+                if not answer.done():
+                    self._withdrawals.forget(answer)
 
     def _limit_s(self, model: str) -> float:
         """Return how long one request to `model` may take, by the cost on its card."""
@@ -375,10 +389,11 @@ class TritonClient:
     ) -> AsyncIterator[dict[str, Array]]:
         """Yield the responses to one streamed request as they come, without the batch dimension.
 
-        Closing the iterator, or cancelling the task that iterates, cancels the request in Triton.
-        Raises as `infer`.
+        Closing the iterator, or cancelling the task that iterates, has the model stop at its next
+        step. Raises as `infer`.
         """
         message = request(model, {name: array[None] for name, array in inputs.items()})
+        message.id = uuid.uuid4().hex
         message.parameters["triton_enable_empty_final_response"].bool_param = True
 
         async def once() -> AsyncIterator[pb.ModelInferRequest]:
@@ -392,32 +407,56 @@ class TritonClient:
             client_span(f"infer {model}", {"vitrine.model": model}) as trace,
         ):
             self._pulse.check()
+            _limit(message, seconds)
             call = self._stub.ModelStreamInfer(
-                once(), timeout=seconds if isfinite(seconds) else None, metadata=trace
+                once(), timeout=seconds + _GRACE_S if isfinite(seconds) else None, metadata=trace
             )
             with self._pulse.watch(call):
-                async for response in self._responses(model, call):
-                    yield response
+                async with aclosing(self._responses(message, call, seconds)) as responses:
+                    async for response in responses:
+                        yield response
 
-    async def _responses(self, model: str, call: Any) -> AsyncIterator[dict[str, Array]]:
+    async def _responses(
+        self, message: pb.ModelInferRequest, call: Any, seconds: float
+    ) -> AsyncGenerator[dict[str, Array], None]:
+        model, until = message.model_name, time.monotonic() + seconds
         finished = False
+        reading: asyncio.Task[Any] | None = None
         try:
-            async for response in call:
+            while True:
+                reading = asyncio.ensure_future(call.read())
+                async with asyncio.timeout(_left(until)):
+                    response = await asyncio.shield(reading)
+                if response is grpc.aio.EOF:
+                    finished = True
+                    raise TritonUnavailable(f"the stream of model {model!r} broke off")
                 if response.error_message:
                     finished = True
                     raise self._failed(model, response.error_message)
                 answer = response.infer_response
+                finished = answer.parameters["triton_final_response"].bool_param
                 if answer.outputs:
                     yield {name: array[0] for name, array in outputs(answer).items()}
-                if answer.parameters["triton_final_response"].bool_param:
-                    finished = True
+                if finished:
                     return
-            raise TritonUnavailable(f"the stream of model {model!r} broke off")
+        except TimeoutError:
+            raise _late(model) from None
         except grpc.aio.AioRpcError as error:
+            finished = True
             raise self._translated(model, error) from None
         finally:
             if not finished:
-                call.cancel()
+                pending = reading if reading is not None and not reading.done() else None
+                self._withdrawals.withdraw(message.id, call, pending)
+
+    async def _tell_withdrawn(self, id: str) -> None:
+        """Have every server end the streamed request `id`. Raises AioRpcError."""
+        if self._has_catalogue:
+            message = request(
+                CATALOGUE,
+                {"TASK": np.array([""], dtype=object), "WITHDRAW": np.array([id], dtype=object)},
+            )
+            await self._replicas.ask(lambda stub: stub.ModelInfer(message, timeout=10.0))
 
     # Errors
 
@@ -448,6 +487,8 @@ class TritonClient:
         if "Stub process" in details or "is not healthy" in details:
             self._start_loading(model, dead=True)
             return TritonUnavailable(f"model {model!r} is restarting", code="model_restarting")
+        if details.startswith("given up"):
+            return _late(model)
         if "unknown model" in details or "is not ready" in details or "is not found" in details:
             self._taken_at = float("-inf")
             return TritonUnavailable(
@@ -459,6 +500,20 @@ class TritonClient:
         self._taken_at = float("-inf")
         about = f" (model {model!r})" if model else ""
         return TritonUnavailable(f"the inference server does not answer{about}", begun=begun)
+
+
+def _limit(message: pb.ModelInferRequest, seconds: float) -> None:
+    """Tell the model until when the answer is of use, in ms since the epoch."""
+    if isfinite(seconds):
+        message.parameters["deadline"].int64_param = round(1000 * (time.time() + seconds))
+
+
+def _left(until: float) -> float | None:
+    return max(0.0, until - time.monotonic()) if isfinite(until) else None
+
+
+async def _awaited(call: Any) -> pb.ModelInferResponse:
+    return await call
 
 
 def _late(model: str) -> DeadlineExceeded:

@@ -17,6 +17,7 @@ from service.errors import BadInput, ModelFailed, ModelNotFound, TritonUnavailab
 from service.settings import TritonSettings
 from service.triton.cards import CATALOGUE, Task
 from service.triton.grpc import TritonClient
+from service.triton.server import shared_memory_prefix
 from tests.triton.server import free_ports, triton
 from tests.triton.toys import write_toy
 
@@ -171,6 +172,9 @@ async def test_cancelling_stops_the_steps(client: TritonClient, repository: Path
     live = [int(line) for line in log.read_text().split()]
     assert live[0] == 1
     assert live[-1] == 0
+    async with asyncio.timeout(20):
+        while [*Path("/dev/shm").glob(f"{shared_memory_prefix(repository)}*.gone")]:  # noqa: ASYNC110, ASYNC240
+            await asyncio.sleep(0.1)
 
 
 async def test_errors_on_streams(client: TritonClient) -> None:
