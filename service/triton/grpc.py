@@ -450,13 +450,16 @@ class TritonClient:
                 self._withdrawals.withdraw(message.id, call, pending)
 
     async def _tell_withdrawn(self, id: str) -> None:
-        """Have every server end the streamed request `id`. Raises AioRpcError."""
-        if self._has_catalogue:
-            message = request(
-                CATALOGUE,
-                {"TASK": np.array([""], dtype=object), "WITHDRAW": np.array([id], dtype=object)},
-            )
-            await self._replicas.ask(lambda stub: stub.ModelInfer(message, timeout=10.0))
+        """Have every server end the streamed request `id`. Raises AioRpcError, TritonUnavailable."""
+        if not self._snapshot:
+            await self._refresh()
+        if not self._has_catalogue:
+            raise TritonUnavailable("this Triton has no catalogue")
+        message = request(
+            CATALOGUE,
+            {"TASK": np.array([""], dtype=object), "WITHDRAW": np.array([id], dtype=object)},
+        )
+        await self._replicas.ask(lambda stub: stub.ModelInfer(message, timeout=10.0))
 
     # Errors
 
