@@ -56,7 +56,10 @@ class Client:
     def classify(
         self, path: str | os.PathLike[str], parameters: Mapping[str, Any] | None = None
     ) -> Document:
-        """Classify a picture. `parameters`: model, top_k."""
+        """Classify a picture or a video. `parameters`: model, top_k; of videos: clips, crops, window_s ...
+
+        With `mode=async` the answer is a job.
+        """
         return self._upload("/v1/classify", path, parameters)
 
     def deepfake(

@@ -9,10 +9,12 @@ from service.tasks.contract import Pipeline
 from service.tasks.deepfake.pipeline import DetectDeepfake
 from service.tasks.embed.pipeline import Embed
 from service.tasks.generate.pipeline import GenerateImage
+from service.tasks.video_classification.pipeline import ClassifyVideo
 
 __all__ = ["PIPELINES"]
 
 PIPELINES: dict[str, Pipeline[Any]] = {
-    pipeline.name: pipeline for pipeline in (Classify(), DetectDeepfake(), Embed(), GenerateImage())
+    pipeline.name: pipeline
+    for pipeline in (Classify(), ClassifyVideo(), DetectDeepfake(), Embed(), GenerateImage())
 }
 """Every task by the name that job records, paths and metrics use."""

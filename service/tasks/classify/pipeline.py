@@ -74,6 +74,6 @@ def _model_input(
 ) -> tuple[NDArray[np.uint8], Size]:
     known = sniff(upload.head(HEAD_BYTES))
     if known is not None and known[0] == "video":
-        raise UnsupportedMedia("the upload is a video; no model served here classifies videos")
+        raise UnsupportedMedia("the upload is a video; this model classifies pictures")
     image = decode_image(upload.read(), limits)
     return to_model_input(image, contract), Size(width=image.width, height=image.height)
