@@ -204,6 +204,7 @@ def _variants() -> dict[str, Variant]:
                     "embed_dim": 64,
                     "depth": 6,
                     "num_heads": 2,
+                    "init_values": 1.0,
                 },
                 "stride": 8,
                 "depth": 1,

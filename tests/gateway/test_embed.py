@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import json
+import os
+import sys
 from collections.abc import AsyncIterator
 from io import BytesIO
 from pathlib import Path
@@ -18,16 +22,19 @@ from safetensors.torch import save_file
 from models.registry import architecture
 from models.repository import write_catalogue, write_entry
 from models.serving import Arrays, Device, Predictor
+from service.errors import TritonUnavailable
 from service.media.images import to_model_input
 from service.settings import TritonSettings
 from service.triton.cards import CATALOGUE, WeightsRecord
-from tests.gateway.conftest import build, in_process, settings_for
+from service.triton.grpc import TritonClient
+from tests.gateway.conftest import build, in_process, listening, settings_for
 from tests.gateway.test_inputs import refused
 from tests.jobs.redis_server import RedisServer
 from tests.triton.server import triton
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
 
+ROOT = Path(__file__).parents[2]
 SLUGS = ("dvt", "sit", "tov-vicreg")
 
 
@@ -48,12 +55,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def gateway(folder: Path, redis_server: RedisServer) -> AsyncIterator[httpx2.AsyncClient]:
-    loaded = [CATALOGUE, *(f"{slug}-random" for slug in SLUGS)]
-    async with triton(folder / "repository", loaded) as client:
+    async with triton(folder / "repository", [CATALOGUE]) as client:
+        for slug in SLUGS:
+            await _load(client, f"{slug}-random")
         address = TritonSettings(url=client._settings.url)
         settings = settings_for(redis_server, folder, triton=address)
         async with in_process(build(settings)) as gateway:
             yield gateway
+
+
+async def _load(client: TritonClient, model: str) -> None:
+    """Load a model, however long that takes on a busy machine."""
+    while True:
+        try:
+            return await client.load(model)
+        except TritonUnavailable as loading:
+            if loading.stable_code != "model_loading":
+                raise
 
 
 def _picture(seed: int, size: tuple[int, int] = (90, 70)) -> Image.Image:
@@ -146,3 +164,41 @@ async def test_the_picture_of_one_map_is_the_answer_where_accepted(
 async def test_a_picture_alone_may_be_a_job(gateway: httpx2.AsyncClient) -> None:
     answer = await gateway.post("/v1/embed?model=sit-random&mode=async", files=_form(_picture(5)))
     assert (answer.status_code, answer.json()["task"]) == (202, "embed")
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def url(
+    gateway: httpx2.AsyncClient, folder: Path, redis_server: RedisServer
+) -> AsyncIterator[str]:
+    """The same Triton behind a gateway on a port of its own."""
+    address = gateway._transport.app.state.gateway.settings.triton
+    async with listening(build(settings_for(redis_server, folder, triton=address))) as url:
+        yield url
+
+
+async def test_the_command_tells_how_alike_pictures_are(url: str, tmp_path: Path) -> None:
+    for name, seed in (("a.png", 1), ("b.png", 1), ("c.png", 2)):
+        _picture(seed).save(tmp_path / name)
+
+    async def vitrine(*arguments: str) -> str:
+        done = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "service.cli.main", "embed", "a.png", "b.png", "c.png"),
+            *("--model", "sit-random", "--url", url, *arguments),
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        shown, _ = await done.communicate()
+        assert done.returncode == 0
+        return shown.decode()
+
+    shown = (await vitrine("--similarity")).splitlines()
+    assert shown[0].split() == ["a.png", "b.png", "c.png"]
+    assert shown[1].split()[:3] == ["a.png", "1.000", "1.000"]
+    assert 0 < float(shown[1].split()[3]) < 1
+    document = json.loads(await vitrine("--json", "--similarity", "--output", "vectors.npy"))
+    vectors = np.load(tmp_path / "vectors.npy")
+    assert vectors.shape == (3, document["dimensions"])
+    np.testing.assert_allclose([row["embedding"] for row in document["data"]], vectors, rtol=1e-6)
+    assert document["similarity"][0][1] == pytest.approx(1.0, abs=1e-5)
+    assert "LENGTH" in await vitrine("--normalize")
