@@ -31,7 +31,9 @@ def random_batch(card: Card, count: int) -> Arrays:
     batch: Arrays = {}
     for spec in SIGNATURES[card.task].inputs:
         if not spec.optional:
-            batch[spec.name] = stream.integers(0, 256, (count, 3, *size), dtype=np.uint8)
+            frames = [card.clip.frames] if card.clip and len(spec.dims) == 4 else []
+            shape = (count, *frames, 3, *size)
+            batch[spec.name] = stream.integers(0, 256, shape, dtype=np.uint8)
     return batch
 
 
