@@ -56,7 +56,7 @@ class Client:
     def classify(
         self, path: str | os.PathLike[str], parameters: Mapping[str, Any] | None = None
     ) -> Document:
-        """Classify a picture or a video. `parameters`: model, top_k; of videos: clips, crops, window_s ...
+        """Classify a picture or a video. `parameters`: model, top_k, explain; of videos: clips, crops, window_s ...
 
         With `mode=async` the answer is a job.
         """
@@ -67,6 +67,12 @@ class Client:
     ) -> Document:
         """Judge a picture or a video; with `mode=async` the answer is a job."""
         return self._upload("/v1/deepfake", path, parameters)
+
+    def explain(
+        self, path: str | os.PathLike[str], parameters: Mapping[str, Any] | None = None
+    ) -> Document:
+        """Show what a classifier went by in a picture. `parameters`: model, class_index, drawings."""
+        return self._upload("/v1/explain", path, parameters)
 
     def embed(
         self,

@@ -8,6 +8,7 @@ from service.tasks.classify.pipeline import Classify
 from service.tasks.contract import Pipeline
 from service.tasks.deepfake.pipeline import DetectDeepfake
 from service.tasks.embed.pipeline import Embed
+from service.tasks.explain.pipeline import Explain
 from service.tasks.generate.pipeline import GenerateImage
 from service.tasks.video_classification.pipeline import ClassifyVideo
 
@@ -15,6 +16,13 @@ __all__ = ["PIPELINES"]
 
 PIPELINES: dict[str, Pipeline[Any]] = {
     pipeline.name: pipeline
-    for pipeline in (Classify(), ClassifyVideo(), DetectDeepfake(), Embed(), GenerateImage())
+    for pipeline in (
+        Classify(),
+        ClassifyVideo(),
+        DetectDeepfake(),
+        Embed(),
+        Explain(),
+        GenerateImage(),
+    )
 }
 """Every task by the name that job records, paths and metrics use."""
