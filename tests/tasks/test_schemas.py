@@ -40,6 +40,7 @@ def test_every_task_is_listed_by_its_name() -> None:
         "classify-video",
         "deepfake",
         "embed",
+        "explain",
         "generate-image",
     }
     assert all(name == pipeline.name for name, pipeline in PIPELINES.items())
