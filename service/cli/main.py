@@ -9,6 +9,7 @@ from service.cli.deepfake import deepfake
 from service.cli.delegate import delegate
 from service.cli.doctor import doctor
 from service.cli.embed import embed
+from service.cli.explain import explain
 from service.cli.generate import generate
 from service.cli.jobs import jobs
 from service.cli.keys import keys
@@ -36,6 +37,7 @@ app.command()(doctor)
 app.command()(classify)
 app.command()(deepfake)
 app.command()(embed)
+app.command()(explain)
 app.add_typer(generate, name="generate")
 app.add_typer(jobs, name="jobs")
 app.add_typer(models, name="models")
