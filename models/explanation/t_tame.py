@@ -292,7 +292,8 @@ class TTameArchitecture(Architecture):
         """Take the network out of a checkpoint of the authors' training.
 
         There it lies under `generic.`, and the classifier a second time in a helper of the training.
-        Raises ValueError if the checkpoint says that it was trained with the other kind of tokens.
+        Raises ValueError if the checkpoint says that it was trained with the other kind of tokens; of a
+        ViT the bare `generic.` tensors, which say nothing of it, keep their names and do not fit.
         """
         trained = checkpoint.get("hyper_parameters")
         if isinstance(trained, Mapping) and _is_vit(config):
@@ -300,7 +301,8 @@ class TTameArchitecture(Architecture):
             if said != config["attention"]:
                 raise ValueError(f"trained with {said}, not {config['attention']}")
         state = unwrapped(checkpoint)
-        if any(name.startswith("generic.") for name in state):
+        told = not _is_vit(config) or "state_dict" in checkpoint
+        if told and any(name.startswith("generic.") for name in state):
             state = {
                 name.removeprefix("generic."): value
                 for name, value in state.items()

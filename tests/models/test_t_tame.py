@@ -12,6 +12,7 @@ import torch
 from models.explanation.t_tame import AttentionBranch, ExplainedClassifier, TokensToMaps
 from models.registry import architecture
 from models.serving import Device, InvalidInput, Predictor
+from models.weights.fit import closest, fit
 from service.triton.cards import WeightsRecord
 
 TTAME = architecture("t-tame")
@@ -153,6 +154,21 @@ def test_a_file_of_the_other_kind_of_tokens_is_refused() -> None:
     assert TTAME.translate(checkpoint, TTAME.config("vit-b-16-class-token"))
     # In a convolutional network both are the same.
     assert TTAME.translate(checkpoint, TTAME.config("resnet50"))
+
+
+def test_the_variant_that_a_file_belongs_to_is_found() -> None:
+    state = json.loads((GOLDEN / "t-tame-vit-b-16.json").read_text())["state"]
+    tensors = {f"generic.{name}": torch.empty(shape, device="meta") for name, shape in state}
+    for attention, variant, other in (
+        ("TAME", "vit-b-16", "vit-b-16-class-token"),
+        ("TTAME", "vit-b-16-class-token", "vit-b-16"),
+    ):
+        file = {"hyper_parameters": {"attention_version": attention}, "state_dict": tensors}
+        assert fit(TTAME, variant, [file]).exact
+        assert not fit(TTAME, other, [file]).exact
+        found = closest({"t-tame": TTAME}, [file])
+        assert found is not None
+        assert found.spec == f"t-tame:{variant}"
 
 
 def test_pictures_are_those_of_torchvisions_evaluation() -> None:
