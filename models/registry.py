@@ -21,7 +21,7 @@ FAMILIES = (
     "super_resolution",
     "generation",
     "views",
-    "representation",
+    "embedding",
     "explanation",
     "acceleration",
 )

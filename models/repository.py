@@ -25,7 +25,7 @@ from models.registry import architecture
 from models.shipped import SHIPPED, shipped_parts
 from models.signatures import SIGNATURES, TensorSpec
 from models.weights.fit import blueprint
-from service.triton.cards import CATALOGUE, Card, ImageInput, WeightsRecord
+from service.triton.cards import CATALOGUE, Card, WeightsRecord
 
 _MODEL_PY = '"""Served by the shared backend."""\n\nfrom models.backend import TritonPythonModel\n\n__all__ = ["TritonPythonModel"]\n'
 _CATALOGUE_PY = _MODEL_PY.replace("models.backend", "models.catalogue").replace(
@@ -129,7 +129,7 @@ def config(card: Card, device: str = "auto") -> config_pb.ModelConfig:
         entry.input.add(
             name=spec.name,
             data_type=config_pb.DataType.Value(spec.type),
-            dims=_dims(spec, card.image),
+            dims=_dims(spec, card),
             optional=spec.optional,
         )
     for spec in signature.outputs:
@@ -153,7 +153,7 @@ def config(card: Card, device: str = "auto") -> config_pb.ModelConfig:
             if not spec.optional:
                 tensor = warm.inputs[spec.name]
                 tensor.data_type = config_pb.DataType.Value(spec.type)
-                tensor.dims.extend(d if d > 0 else 224 for d in _dims(spec, card.image))
+                tensor.dims.extend(d if d > 0 else 224 for d in _dims(spec, card))
                 tensor.zero_data = True
     entry.parameters["card"].string_value = card.model_dump_json(exclude_defaults=True)
     return entry
@@ -175,11 +175,17 @@ def describe(cards: Iterable[Card]) -> str:
     )
 
 
-def _dims(spec: TensorSpec, image: ImageInput | None) -> list[int]:
-    """Return the tensor's dimensions; a picture's size is the card's where that fixes one."""
+def _dims(spec: TensorSpec, card: Card) -> list[int]:
+    """Return the tensor's dimensions; a picture's size, and the number of frames, is the card's where that fixes one."""
+    image = card.image
     if spec.type == "TYPE_UINT8" and spec.dims[-2:] == (-1, -1) and image is not None:
         size = [image.height or -1, image.width or -1] if image.resize != "none" else [-1, -1]
-        return [1 if image.colour == "L" else 3, *size]
+        frames = [card.clip.frames if card.clip else -1] if len(spec.dims) == 4 else []
+        channels = 1 if image.colour == "L" else 3
+        if card.clip and not frames:
+            # A stack of frames as the channels of one picture.
+            channels *= card.clip.frames
+        return [*frames, channels, *size]
     return list(spec.dims)
 
 

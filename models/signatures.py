@@ -25,7 +25,10 @@ ELEMENT_TYPES: dict[str, type[np.generic]] = {
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor: its name, Triton element type and dimensions without the batch."""
+    """One tensor: its name, Triton element type and dimensions without the batch.
+
+    An optional input may be absent; an optional output comes only to requests that ask for it.
+    """
 
     name: str
     type: str
@@ -44,9 +47,34 @@ class Signature:
 
 _IMAGE = TensorSpec("IMAGE", "TYPE_UINT8", (3, -1, -1))
 _SCORES = TensorSpec("SCORES", "TYPE_FP32", (-1,))
+_CLASS = TensorSpec("CLASS", "TYPE_INT32", (1,), optional=True)
+
+
+def _evidence(optional: bool) -> tuple[TensorSpec, ...]:
+    """Where the evidence for CLASS lies, HEATMAP [h, w] in 0..1, and the METHOD that found it."""
+    return (
+        TensorSpec("HEATMAP", "TYPE_FP32", (-1, -1), optional),
+        TensorSpec("METHOD", "TYPE_STRING", (1,), optional),
+    )
+
 
 SIGNATURES: dict[Task, Signature] = {
-    Task.CLASSIFICATION: Signature((_IMAGE,), (_SCORES,)),
+    # A request with CLASS (-1: the most probable one) is answered with where the evidence for it lies.
+    Task.CLASSIFICATION: Signature((_IMAGE, _CLASS), (_SCORES, *_evidence(optional=True))),
+    # Networks made to explain; they always do. Without CLASS: the most probable one.
+    Task.EXPLANATION: Signature((_IMAGE, _CLASS), (_SCORES, *_evidence(optional=False))),
+    # A request with DENSE (1) is answered with the map of features too, [h, w, C].
+    Task.EMBEDDING: Signature(
+        (_IMAGE, TensorSpec("DENSE", "TYPE_INT32", (1,), optional=True)),
+        (
+            TensorSpec("EMBEDDING", "TYPE_FP32", (-1,)),
+            TensorSpec("FEATURES", "TYPE_FP32", (-1, -1, -1), optional=True),
+        ),
+    ),
+    # One request is one view of a video or a batch of them: frames in order of time.
+    Task.VIDEO_CLASSIFICATION: Signature(
+        (TensorSpec("FRAMES", "TYPE_UINT8", (-1, 3, -1, -1)),), (_SCORES,)
+    ),
     # One request is one face crop or a batch of them. SCORES are (real, fake); MEMBERS holds the same
     # pair for each network of an ensemble, in the order of the card's `members`.
     Task.DEEPFAKE: Signature(

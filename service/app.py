@@ -36,6 +36,8 @@ from service.observability.tracing import Tracing, tracing
 from service.settings import Settings
 from service.tasks.classify.endpoints import router as classify
 from service.tasks.deepfake.endpoints import router as deepfake
+from service.tasks.embed.endpoints import router as embed
+from service.tasks.explain.endpoints import router as explain
 from service.tasks.generate.endpoints import router as generate
 from service.triton.endpoints import router as models
 from service.web.endpoints import mount_pages
@@ -96,7 +98,7 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     problems.register(app)
-    for router in (classify, deepfake, generate, jobs, models, operations):
+    for router in (classify, deepfake, embed, explain, generate, jobs, models, operations):
         app.include_router(router)
     mount_pages(app)
     # The last one added is the outermost.

@@ -127,6 +127,7 @@ class LimitSettings(_Group):
     decoding_pixels: int = 128_000_000
     video_seconds: float = 600.0
     video_frames: int = 64
+    video_views: int = 64
     video_pixels: int = 3840 * 2160
     decode_seconds: float = Field(default=60.0, gt=0)
     fetch_seconds: float = 10.0

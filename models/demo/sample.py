@@ -1,4 +1,4 @@
-"""Inputs to try: a drawn picture, a drawn clip, a prompt."""
+"""Inputs to try: a drawn picture, drawn clips, a prompt."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Literal, get_args
 
 from PIL import Image
 
-from models.demo import clips, shapes
+from models.demo import clips, motions, shapes
 
 __all__ = ["TASKS", "SampleTask", "UnknownTask", "write_sample"]
 
-SampleTask = Literal["classify", "deepfake", "generate"]
+SampleTask = Literal["classify", "deepfake", "generate", "video"]
 TASKS: tuple[str, ...] = get_args(SampleTask)
 PICTURE_SIDE = 256
 
@@ -25,6 +25,7 @@ def write_sample(task: str, path: Path, seed: int = 0, manipulated: bool = True)
 
     `classify`: a PNG (or what the suffix of `path` says) of one coloured shape, 256 x 256.
     `deepfake`: an MP4 of two seconds, manipulated or real. `generate`: a prompt as text.
+    `video`: an MP4 of two seconds in which a shape moves.
     All are held out: seed 0 is the first that no demo model was trained on.
     Raises UnknownTask; ValueError for a negative seed or a suffix that is no picture format.
     """
@@ -41,4 +42,7 @@ def write_sample(task: str, path: Path, seed: int = 0, manipulated: bool = True)
         scene = shapes.draw(shapes.HELD_OUT + seed, objects=None)[1]
         path.write_text(scene.caption + "\n")
         return scene.caption
+    if task == "video":
+        path.write_bytes(motions.clip_bytes(motions.HELD_OUT + seed))
+        return f"a shape that {motions.LABELS[motions.motion(motions.HELD_OUT + seed).label]}"
     raise UnknownTask(f"no sample for {task!r}; there are: {', '.join(TASKS)}")

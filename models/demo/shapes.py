@@ -21,15 +21,18 @@ __all__ = [
     "COLOURS",
     "HELD_OUT",
     "LABELS",
+    "OUTLINES",
     "SHAPES",
     "DrawnObject",
     "Relation",
     "Scene",
     "article",
+    "background",
     "batch",
     "coverage",
     "draw",
     "label",
+    "paint",
 ]
 
 SHAPES = ("circle", "square", "triangle", "star", "pentagon", "cross")
@@ -146,11 +149,11 @@ def draw(
     rng = np.random.default_rng([seed, 0 if objects is None else objects])
     count = objects or int(rng.integers(1, 3))
     scene = Scene(size, _place(rng, count, size, variety))
-    paints = [_paint(rng, o.colour) for o in scene.objects]
-    canvas = _background(rng, size)
-    for drawn, paint in zip(scene.objects, paints, strict=True):
+    colours = [paint(rng, o.colour) for o in scene.objects]
+    canvas = background(rng, size)
+    for drawn, colour in zip(scene.objects, colours, strict=True):
         alpha = coverage(drawn, size)[..., None]
-        canvas = canvas * (1.0 - alpha) + paint * alpha
+        canvas = canvas * (1.0 - alpha) + colour * alpha
     return np.clip(np.rint(canvas), 0, 255).astype(np.uint8), scene
 
 
@@ -228,7 +231,7 @@ def _apart(centres: np.ndarray, radii: np.ndarray) -> bool:
 def _object(name: str, centre: np.ndarray, radius: float, tilt: float) -> DrawnObject:
     colour, shape = name.split(" ")
     cos, sin = math.cos(tilt), math.sin(tilt)
-    outline = radius * _OUTLINES[shape] @ np.array([[cos, sin], [-sin, cos]]) + centre
+    outline = radius * OUTLINES[shape] @ np.array([[cos, sin], [-sin, cos]]) + centre
     x0, y0 = (float(v) for v in outline.min(axis=0))
     x1, y1 = (float(v) for v in outline.max(axis=0))
     points = tuple((float(x), float(y)) for x, y in outline)
@@ -256,7 +259,7 @@ def _cross() -> np.ndarray:
 
 
 # Outlines in a circle of radius 1 around (0, 0); the circle itself as 72 corners.
-_OUTLINES = {
+OUTLINES = {
     "circle": 0.94 * _regular(72),
     "square": _regular(4, turn=-135.0),
     "triangle": _regular(3),
@@ -266,7 +269,8 @@ _OUTLINES = {
 }
 
 
-def _paint(rng: np.random.Generator, colour: str) -> np.ndarray:
+def paint(rng: np.random.Generator, colour: str) -> np.ndarray:
+    """Return one of the tones, float32 [3] in 0..255, that a colour's name stands for."""
     hue, saturation, value = _COLOUR_HSV[colour]
     rgb = colorsys.hsv_to_rgb(
         (hue + rng.uniform(-_HUE_JITTER, _HUE_JITTER)) % 360.0 / 360.0,
@@ -282,7 +286,7 @@ def _muted(rng: np.random.Generator) -> np.ndarray:
     return np.array(rgb, dtype=np.float32) * 255.0
 
 
-def _background(rng: np.random.Generator, size: int) -> np.ndarray:
+def background(rng: np.random.Generator, size: int) -> np.ndarray:
     """Return float32 [size, size, 3] in 0..255: plain, a linear gradient, or soft noise."""
     kind = rng.choice(["plain", "gradient", "noise"])
     base = _muted(rng)

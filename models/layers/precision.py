@@ -30,8 +30,13 @@ def convert(network: M, device: Device) -> M:
 
     The network must run under `device.autocast()` and gives the same numbers as without this.
     """
+    return lowered(network, device).to(memory_format=memory_format(device))
+
+
+def lowered(network: M, device: Device) -> M:
+    """Only the second half of `convert`, for networks of clips: the layout is one of pictures."""
     if device.dtype is not torch.float32:
         for module in network.modules():
             if isinstance(module, _AUTOCAST):
                 module.to(device.dtype)
-    return network.to(memory_format=memory_format(device))
+    return network

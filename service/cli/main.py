@@ -8,6 +8,8 @@ from service.cli.classify import classify
 from service.cli.deepfake import deepfake
 from service.cli.delegate import delegate
 from service.cli.doctor import doctor
+from service.cli.embed import embed
+from service.cli.explain import explain
 from service.cli.generate import generate
 from service.cli.jobs import jobs
 from service.cli.keys import keys
@@ -34,6 +36,8 @@ app.command()(up)
 app.command()(doctor)
 app.command()(classify)
 app.command()(deepfake)
+app.command()(embed)
+app.command()(explain)
 app.add_typer(generate, name="generate")
 app.add_typer(jobs, name="jobs")
 app.add_typer(models, name="models")

@@ -6,7 +6,7 @@ import contextlib
 import mimetypes
 import os
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -56,7 +56,10 @@ class Client:
     def classify(
         self, path: str | os.PathLike[str], parameters: Mapping[str, Any] | None = None
     ) -> Document:
-        """Classify a picture. `parameters`: model, top_k."""
+        """Classify a picture or a video. `parameters`: model, top_k, explain; of videos: clips, crops, window_s ...
+
+        With `mode=async` the answer is a job.
+        """
         return self._upload("/v1/classify", path, parameters)
 
     def deepfake(
@@ -64,6 +67,28 @@ class Client:
     ) -> Document:
         """Judge a picture or a video; with `mode=async` the answer is a job."""
         return self._upload("/v1/deepfake", path, parameters)
+
+    def explain(
+        self, path: str | os.PathLike[str], parameters: Mapping[str, Any] | None = None
+    ) -> Document:
+        """Show what a classifier went by in a picture. `parameters`: model, class_index, drawings."""
+        return self._upload("/v1/explain", path, parameters)
+
+    def embed(
+        self,
+        paths: Sequence[str | os.PathLike[str]],
+        parameters: Mapping[str, Any] | None = None,
+    ) -> Document:
+        """Turn pictures into vectors. `parameters`: model, encoding_format, normalize, dense, labels ..."""
+        with contextlib.ExitStack() as files:
+            parts = [
+                (
+                    "file",
+                    (Path(path).name, files.enter_context(Path(path).open("rb")), media_type(path)),
+                )
+                for path in paths
+            ]
+            return self._json("POST", "/v1/embed", params=_given(parameters or {}), files=parts)
 
     def generate_image(self, parameters: Mapping[str, Any]) -> Document:
         """Ask for a picture and return the job. `parameters`: prompt, model, steps, seed ..."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import orjson
@@ -14,7 +14,13 @@ from starlette.responses import Response
 from service.auth.access import Caller
 from service.auth.keys import Scope
 from service.deps import Gateway
-from service.errors import IdempotencyConflict, ModelFailed, TooManyRequests, TritonUnavailable
+from service.errors import (
+    IdempotencyConflict,
+    InvalidParameter,
+    ModelFailed,
+    TooManyRequests,
+    TritonUnavailable,
+)
 from service.http.attendance import attended
 from service.http.idempotency import idempotency_key, request_hash
 from service.http.inputs import Kind, read_input
@@ -37,16 +43,18 @@ from service.triton.call import Call, calling
 
 async def dispatch(
     request: Request,
-    pipeline: Pipeline[Any],
+    pipeline: Pipeline[Any] | Callable[[Upload | None], Pipeline[Any]],
     *,
     kinds: Collection[Kind] = (),
+    most: int = 1,
     always_job: bool = False,
 ) -> Response:
-    """Run `pipeline` for the request.
+    """Run `pipeline`, or the one that it chooses for what was sent, for the request.
 
-    `kinds` are the media that the endpoint takes; none for pipelines without upload. Beside the
-    pipeline's own parameters the caller may send `mode` (`sync` or `async`) and, for jobs,
-    `priority` (`high`, `normal`, `low`); both are taken out before the parameters are validated.
+    `kinds` are the media that the endpoint takes; none for pipelines without upload. A request may
+    hold `most` of them, for a job only one. Beside the pipeline's own parameters the caller may send
+    `mode` (`sync` or `async`) and, for jobs, `priority` (`high`, `normal`, `low`); both are taken out
+    before the parameters are validated.
     With `always_job` the answer is always a job, and `Prefer: wait=N` waits for it.
 
     Sync: 200 and the outcome's document; the medium itself where there is exactly one attachment
@@ -55,9 +63,10 @@ async def dispatch(
     ended within `Prefer: wait`. Raises VitrineError.
     """
     gateway: Gateway = request.app.state.gateway
-    async with read_input(request, gateway.settings, kinds) as (upload, sent):
+    async with read_input(request, gateway.settings, kinds, most) as (upload, sent):
         how = preferences(request, sent, always_job)
-        call = _Call(request, gateway, pipeline, upload)
+        chosen = pipeline if isinstance(pipeline, Pipeline) else pipeline(upload)
+        call = _Call(request, gateway, chosen, upload)
         parameters = await call.check(sent)
         if not how.job:
             return await call.answer(parameters)
@@ -116,6 +125,11 @@ class _Call:
     async def submit(self, parameters: TaskParameters, how: Preferences) -> tuple[Job, bool]:
         """Store the upload, hand the job in, and tell whether it is a replay."""
         self._caller.require(Scope.JOBS)
+        if self._upload is not None and self._upload.more:
+            raise InvalidParameter(
+                "mode: a job takes one medium; several in one request are answered at once only.",
+                param="mode",
+            )
         submission = Submission(
             task=self._pipeline.name,
             model=parameters.model,

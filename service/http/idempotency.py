@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -41,16 +41,18 @@ def idempotency_key(request: Request) -> str | None:
 async def request_hash(task: str, parameters: Mapping[str, Any], upload: Upload | None) -> str:
     """Return the digest of all that makes a request what it is."""
     head = orjson.dumps([task, parameters], option=orjson.OPT_SORT_KEYS)
-    return await asyncio.to_thread(_digest, head, upload.data if upload else None)
+    media = [sent.data for sent in (upload, *upload.more)] if upload else []
+    return await asyncio.to_thread(_digest, head, media)
 
 
-def _digest(head: bytes, data: bytes | Path | None) -> str:
+def _digest(head: bytes, media: Iterable[bytes | Path]) -> str:
     digest = hashlib.sha256(head)
-    if isinstance(data, Path):
-        with data.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    elif data is not None:
-        digest.update(hashlib.sha256(data).digest())
+    for data in media:
+        if isinstance(data, Path):
+            with data.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        else:
+            digest.update(hashlib.sha256(data).digest())
     return digest.hexdigest()
 
 

@@ -4,6 +4,7 @@
     multipart          one file part named `file`, `image` or `video`; text parts are parameters
     JSON               `{"url": ...}`, `{"b64": ...}`, or a data URL or URL in `image`, `video` or `input`
 
+An endpoint may take several: a form's file parts, or a list in JSON's `input`, `image` or `b64`.
 Query parameters are merged in; a parameter given twice with different values is refused. A medium
 named by a string is taken from the query and from text parts too.
 """
@@ -14,6 +15,7 @@ import asyncio
 import binascii
 from collections.abc import AsyncIterator, Collection
 from contextlib import ExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -36,9 +38,12 @@ _WRITE_BYTES = 1024 * 1024
 
 @asynccontextmanager
 async def read_input(
-    request: Request, settings: Settings, kinds: Collection[Kind]
+    request: Request, settings: Settings, kinds: Collection[Kind], most: int = 1
 ) -> AsyncIterator[tuple[Upload | None, dict[str, Any]]]:
     """Yield the upload (None where the endpoint takes none) and the parameters as sent, unchecked.
+
+    With `most` above 1 a request may hold several media; the first one carries the `more`. Together
+    they have no more bytes than one body may have.
 
     Pictures are held in memory; videos lie in a temporary file that is deleted on exit. Raises
     BadInput (`empty_body`, `malformed_json`, `malformed_multipart`, `malformed_base64`, and those
@@ -47,7 +52,7 @@ async def read_input(
     ClientDisconnect.
     """
     with ExitStack() as spools:
-        reader = _Reader(request, settings, kinds, spools)
+        reader = _Reader(request, settings, kinds, spools, most)
         seconds = settings.limits.request_seconds
         try:
             async with asyncio.timeout(seconds) as deadline:
@@ -65,12 +70,19 @@ class _Reader:
     """Reads one request; every spool it opens is closed by `spools`."""
 
     def __init__(
-        self, request: Request, settings: Settings, kinds: Collection[Kind], spools: ExitStack
+        self,
+        request: Request,
+        settings: Settings,
+        kinds: Collection[Kind],
+        spools: ExitStack,
+        most: int,
     ) -> None:
         self._request = request
         self._limits = _narrowed(settings.limits, request.state.caller)
         self._kinds = kinds
         self._spools = spools
+        self._most = most
+        self._bytes = 0
         self._fetcher: Fetcher = request.app.state.gateway.fetcher
 
     async def read(self) -> tuple[Upload | None, dict[str, Any]]:
@@ -82,9 +94,9 @@ class _Reader:
         upload: Upload | None = None
         body: dict[str, Any] = {}
         if media_type == "multipart/form-data":
-            form = Form(boundary_of(content_type), self._open)
+            form = Form(boundary_of(content_type), self._open, self._most)
             await form.read(self._request.stream())
-            upload = await form.spool.finish() if form.spool else None
+            upload = _joined([await spool.finish() for spool in form.spools])
             body = dict(form.parameters)
         elif media_type == "application/json" or media_type.endswith("+json"):
             body = await self._json(required=required)
@@ -157,13 +169,30 @@ class _Reader:
             return upload
         (name,) = given
         source = parameters.pop(name)
+        if not isinstance(source, list) or self._most == 1:
+            return await self._named(name, source)
+        if not 0 < len(source) <= self._most:
+            raise InvalidParameter(
+                f"{name} must list 1 to {self._most} media; given were {len(source)}.", param=name
+            )
+        found = _joined([await self._named(name, each) for each in source])
+        assert found is not None
+        return found
+
+    async def _named(self, name: str, source: Any) -> Upload:
         if not isinstance(source, str):
             raise InvalidParameter(
                 f"{name} must be a string; given was {type(source).__name__}.", param=name
             )
         if name == "url" or source.startswith(("http://", "https://")):
-            return await self._fetch(source)
-        return await self._decode(name, source)
+            upload = await self._fetch(source)
+        else:
+            upload = await self._decode(name, source)
+        # What is fetched is in no body, whose limit bounds the rest.
+        self._bytes += len(upload.data) if isinstance(upload.data, bytes) else 0
+        if self._bytes > self._limits.body_bytes:
+            raise too_large("All media together", "body_bytes", self._limits.body_bytes)
+        return upload
 
     async def _fetch(self, url: str) -> Upload:
         async with self._fetcher.open(url) as remote:
@@ -205,6 +234,13 @@ class _Reader:
         spool = Spool(self._limits, self._kinds, content_type, name)
         self._spools.callback(spool.close)
         return spool
+
+
+def _joined(uploads: list[Upload]) -> Upload | None:
+    """Return the first of several uploads, with the others in it."""
+    if not uploads:
+        return None
+    return replace(uploads[0], more=tuple(uploads[1:]))
 
 
 def _narrowed(limits: LimitSettings, caller: Caller) -> LimitSettings:

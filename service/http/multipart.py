@@ -1,4 +1,4 @@
-"""multipart/form-data (RFC 7578), read as a stream: one file part, the others are parameters."""
+"""multipart/form-data (RFC 7578), read as a stream: one file part or several, the others are parameters."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ class _Part:
 
 
 class Form:
-    """The parts of one body: `parameters` by name and the file's spool, if there was a file."""
+    """The parts of one body: `parameters` by name, and the spools of its files, at most `most`."""
 
-    def __init__(self, boundary: bytes, open_spool: OpenSpool) -> None:
+    def __init__(self, boundary: bytes, open_spool: OpenSpool, most: int = 1) -> None:
         self.parameters: dict[str, str] = {}
-        self.spool: Spool | None = None
+        self.spools: list[Spool] = []
+        self._most = most
         self._open_spool = open_spool
         self._part = _Part()
         self._text_bytes = 0
@@ -108,11 +109,13 @@ class Form:
             )
         if b"filename" not in options and b"content-type" not in part.headers:
             return  # a text part may carry a URL or a data URL under a medium's name
-        if self.spool is not None:
-            raise BadInput("The form holds more than one file.", code="malformed_multipart")
+        if len(self.spools) >= self._most:
+            holds = "one file" if self._most == 1 else f"{self._most} files"
+            raise BadInput(f"The form holds more than {holds}.", code="malformed_multipart")
         content_type = part.headers.get(b"content-type", b"").decode("latin-1")
         file_name = options.get(b"filename", b"upload").decode("utf-8", "replace")
-        self.spool = part.spool = self._open_spool(content_type, file_name)
+        part.spool = self._open_spool(content_type, file_name)
+        self.spools.append(part.spool)
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         part = self._part

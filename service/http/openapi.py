@@ -52,13 +52,14 @@ def request_body(
     parameters: type[TaskParameters],
     kinds: Collection[Kind] = (),
     example: dict[str, Any] | None = None,
+    most: int = 1,
     always_job: bool = False,
 ) -> dict[str, Any]:
     """Return the `openapi_extra` of an endpoint that calls `dispatch`.
 
     With `kinds` the medium may be the raw body, a form's file, or named in JSON, and every
-    parameter may be in the query as well; without them the body is JSON. `mode` is no choice where
-    the answer is `always_job`.
+    parameter may be in the query as well; without them the body is JSON. A form and JSON may hold up
+    to `most` media. `mode` is no choice where the answer is `always_job`.
     """
     fields = _properties(parameters) | _properties(DispatchParameters)
     if always_job:
@@ -69,11 +70,20 @@ def request_body(
         medium = " or ".join(sorted(kinds))
         for kind in sorted(kinds):
             content[f"{kind}/*"] = {"schema": _BINARY}
-        form = {"file": _BINARY | {"description": f"The {medium}."}} | fields
+        file: dict[str, Any] = _BINARY | {"description": f"The {medium}."}
+        if most > 1:
+            file = {
+                "type": "array",
+                "items": _BINARY,
+                "minItems": 1,
+                "maxItems": most,
+                "description": f"One {medium} or several, each a part of this name.",
+            }
+        form = {"file": file} | fields
         content["multipart/form-data"] = {
             "schema": {"type": "object", "properties": form, "required": ["file", *required]}
         }
-        fields = _sources(medium) | fields
+        fields = _sources(medium, most) | fields
     json: dict[str, Any] = {
         "schema": {
             "type": "object",
@@ -192,8 +202,8 @@ def _inline(node: Any, definitions: dict[str, Any]) -> Any:
     return {key: _inline(value, definitions) for key, value in node.items() if key != "$defs"}
 
 
-def _sources(medium: str) -> dict[str, Any]:
-    return {
+def _sources(medium: str, most: int) -> dict[str, Any]:
+    sources: dict[str, Any] = {
         "url": {"type": "string", "format": "uri", "description": f"Public URL of the {medium}."},
         "b64": {"type": "string", "format": "byte", "description": f"The {medium} in base64."},
         "input": {
@@ -201,6 +211,14 @@ def _sources(medium: str) -> dict[str, Any]:
             "description": "A data URL or a URL. `image` and `video` are other names for it.",
         },
     }
+    if most > 1:
+        one = {"type": "string"}
+        many = {"type": "array", "items": one, "minItems": 1, "maxItems": most}
+        sources["input"] = {
+            "oneOf": [one, many],
+            "description": f"A data URL, a URL or base64 of the {medium}, or a list of up to {most}.",
+        }
+    return sources
 
 
 def _headers() -> list[dict[str, Any]]:

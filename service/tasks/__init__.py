@@ -7,11 +7,22 @@ from typing import Any
 from service.tasks.classify.pipeline import Classify
 from service.tasks.contract import Pipeline
 from service.tasks.deepfake.pipeline import DetectDeepfake
+from service.tasks.embed.pipeline import Embed
+from service.tasks.explain.pipeline import Explain
 from service.tasks.generate.pipeline import GenerateImage
+from service.tasks.video_classification.pipeline import ClassifyVideo
 
 __all__ = ["PIPELINES"]
 
 PIPELINES: dict[str, Pipeline[Any]] = {
-    pipeline.name: pipeline for pipeline in (Classify(), DetectDeepfake(), GenerateImage())
+    pipeline.name: pipeline
+    for pipeline in (
+        Classify(),
+        ClassifyVideo(),
+        DetectDeepfake(),
+        Embed(),
+        Explain(),
+        GenerateImage(),
+    )
 }
 """Every task by the name that job records, paths and metrics use."""

@@ -29,11 +29,15 @@ class TaskParameters(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """What the caller sent: a picture in memory, or a video in a file that the pipeline may read."""
+    """What the caller sent: a picture in memory, or a video in a file that the pipeline may read.
+
+    `more` holds the others, in order, where an endpoint takes several in one request.
+    """
 
     content_type: str
     data: bytes | Path
     name: str = "upload"
+    more: tuple[Upload, ...] = ()
 
     def read(self) -> bytes:
         return self.data if isinstance(self.data, bytes) else self.data.read_bytes()

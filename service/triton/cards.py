@@ -101,11 +101,23 @@ class ImageInput(_Frozen):
 
 
 class ClipInput(_Frozen):
-    """How frames are drawn from a video: their number and the rule of the paper."""
+    """How frames are drawn from a video: their number and the rule of the paper.
+
+    `sampling`:
+      * `dense`: `frames` out of `frames` x `stride` in a row, several clips spread over the video;
+      * `uniform`: one frame from each of `frames` equal parts of the video, several clips shifted
+        within the parts;
+      * `linspace`: evenly from the first to the last.
+    `clips` and `crops` are the views of the published figures, `merge` how the authors join them:
+    the mean of the scores, or of the logits.
+    """
 
     frames: int
     sampling: Literal["uniform", "dense", "linspace"] = "uniform"
     stride: int = 1
+    clips: int = 1
+    crops: int = 1
+    merge: Literal["scores", "logits"] = "scores"
 
 
 class Parameter(_Frozen):

@@ -19,7 +19,19 @@ from service.supervisor import ports
 from tests.cli.running import run_vitrine
 
 COMMANDS = (
-    *((name,) for name in ("up", "doctor", "classify", "deepfake", "generate", "jobs", "models")),
+    *(
+        (name,)
+        for name in (
+            "up",
+            "doctor",
+            "classify",
+            "deepfake",
+            "explain",
+            "generate",
+            "jobs",
+            "models",
+        )
+    ),
     *(("keys", name) for name in ("create", "list", "revoke")),
     ("generate", "image"),
     *(("jobs", name) for name in ("show", "watch", "cancel", "result")),

@@ -34,7 +34,7 @@ SECONDS = 20.0
 
 _PATIENCE_S = 0.3
 
-_PATHS = ("/v1/classify", "/v1/deepfake", "/v1/generate/image")
+_PATHS = ("/v1/classify", "/v1/deepfake", "/v1/embed", "/v1/generate/image")
 _BOUNDARY = b"-----------------------------7MA4YWxk"
 
 

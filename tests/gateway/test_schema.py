@@ -38,7 +38,7 @@ schemathesis.serializer.alias("video/*", "application/octet-stream")
 schema = schemathesis.openapi.from_dict(create_app(Settings()).openapi())
 # No schema can say which bytes are a picture, which address may be fetched, or that a parameter
 # in the query must not contradict the body.
-TASKS = ("/v1/classify", "/v1/deepfake", "/v1/generate/image")
+TASKS = ("/v1/classify", "/v1/deepfake", "/v1/embed", "/v1/explain", "/v1/generate/image")
 
 
 def operations() -> list[tuple[str, str, dict[str, Any]]]:
@@ -75,6 +75,8 @@ def test_the_names_of_operations_are_stable() -> None:
         "cancel_job",
         "classify",
         "deepfake",
+        "embed",
+        "explain",
         "follow_job",
         "generate_image",
         "get_job",

@@ -225,6 +225,9 @@ def test_samples_are_held_out_and_say_what_they_show(tmp_path: Path) -> None:
     prompt = sample.write_sample("generate", tmp_path / "a.txt")
     assert (tmp_path / "a.txt").read_text() == prompt + "\n"
 
+    assert sample.write_sample("video", tmp_path / "b.mp4", seed=6) == "a shape that grows"
+    assert len(decoded((tmp_path / "b.mp4").read_bytes())) == 30
+
 
 def test_samples_of_unknown_tasks_and_negative_seeds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(sample.UnknownTask, match="classify, deepfake, generate"):

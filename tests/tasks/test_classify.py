@@ -69,7 +69,7 @@ async def test_demo_weights_are_warned_of() -> None:
 
 async def test_a_video_is_told_that_no_model_takes_it(tmp_path: Path) -> None:
     clip = Upload("video/mp4", write_clip(tmp_path / "a.mp4", frames=2))
-    with pytest.raises(UnsupportedMedia, match="no model served here classifies videos"):
+    with pytest.raises(UnsupportedMedia, match="this model classifies pictures"):
         await Classify().run(ClassifyParameters(), clip, context(scoring(1.0)), unreported)
 
 

@@ -12,8 +12,9 @@ from service.tasks import PIPELINES
 from service.tasks.classify.schemas import Classification
 from service.tasks.deepfake.schemas import Deepfake
 from service.tasks.generate.schemas import GeneratedImages
+from service.tasks.video_classification.schemas import VideoClassification
 
-ANSWERS = [Classification, Deepfake, GeneratedImages]
+ANSWERS = [Classification, Deepfake, GeneratedImages, VideoClassification]
 PARAMETERS = [pipeline.parameters for pipeline in PIPELINES.values()]
 
 
@@ -34,5 +35,12 @@ def test_every_field_is_described(model: type[BaseModel]) -> None:
 
 
 def test_every_task_is_listed_by_its_name() -> None:
-    assert set(PIPELINES) == {"classify", "deepfake", "generate-image"}
+    assert set(PIPELINES) == {
+        "classify",
+        "classify-video",
+        "deepfake",
+        "embed",
+        "explain",
+        "generate-image",
+    }
     assert all(name == pipeline.name for name, pipeline in PIPELINES.items())

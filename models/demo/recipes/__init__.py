@@ -24,6 +24,8 @@ RECIPES = {
     "convnext-demo": "classification",
     "genconvit-demo": "genconvit",
     "micro-dit-demo": "micro_dit",
+    "uniformer-video-demo": "video_classification",
+    "uniformerv2-demo": "video_classification",
 }
 
 

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from time import perf_counter
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from service.errors import InvalidParameter, UnsupportedMedia
+from service.errors import InvalidParameter, ModelNotFound, UnsupportedMedia
 from service.media.images import decode_image, to_model_input
 from service.media.sniff import HEAD_BYTES, sniff
 from service.media.threads import in_thread
 from service.settings import LimitSettings
 from service.tasks.classify.schemas import Classification, ClassifyParameters, Prediction
-from service.tasks.contract import Context, Outcome, Pipeline, Report, Upload
+from service.tasks.contract import Attachment, Context, Outcome, Pipeline, Report, Upload
+from service.tasks.evidence import Evidence, evidence, request_for
 from service.tasks.schemas import Size, origin, probability
 from service.triton.cards import Card, ImageInput, Task
+from service.triton.client import Triton
 
 
 class Classify(Pipeline[ClassifyParameters]):
-    """Decode, the card's own pre-processing, one request to Triton, the best labels."""
+    """Decode, the card's own pre-processing, one request to Triton, the best labels and their evidence."""
 
     name: ClassVar[str] = "classify"
     parameters = ClassifyParameters
 
     async def check(self, parameters: ClassifyParameters, context: Context) -> ClassifyParameters:
-        card = await context.triton.resolve(Task.CLASSIFICATION, parameters.model)
+        card = await _classifier(context.triton, parameters.model)
         return parameters.model_copy(update={"model": card.id})
 
     async def run(
@@ -36,24 +40,34 @@ class Classify(Pipeline[ClassifyParameters]):
         context: Context,
         report: Report,
     ) -> Outcome:
-        card = await context.triton.resolve(Task.CLASSIFICATION, parameters.model)
+        card = await _classifier(context.triton, parameters.model)
         if upload is None:
             raise InvalidParameter("classification needs a picture", code="missing_input")
         started = perf_counter()
-        pixels, size = await in_thread(
+        image, pixels = await in_thread(
             _model_input, upload, card.image or ImageInput(), context.settings.limits
         )
         decoded = perf_counter()
         context.timings.add("decode", decoded - started)
-        answer = await context.triton.infer(card.id, {"IMAGE": pixels[None]})
-        context.timings.add("infer", perf_counter() - decoded)
+        inputs = {"IMAGE": pixels[None]}
+        if parameters.explain:
+            inputs["CLASS"] = request_for(None, card)
+        answer = await context.triton.infer(card.id, inputs)
+        inferred = perf_counter()
+        context.timings.add("infer", inferred - decoded)
+        found: Evidence | None = None
+        files: tuple[Attachment, ...] = ()
+        if parameters.explain:
+            found, files = await in_thread(evidence, answer, None, card, image)
+            context.timings.add("encode", perf_counter() - inferred)
         classification = Classification(
             **origin(card, context.timings),
             activation=card.activation,
             predictions=best(answer["SCORES"][0], card, parameters.top_k),
-            image=size,
+            image=Size(width=image.width, height=image.height),
+            evidence=found,
         )
-        return Outcome(classification.model_dump())
+        return Outcome(classification.model_dump(), files)
 
 
 def best(scores: NDArray[np.float32], card: Card, count: int) -> list[Prediction]:
@@ -69,11 +83,22 @@ def best(scores: NDArray[np.float32], card: Card, count: int) -> list[Prediction
     ]
 
 
+async def _classifier(triton: Triton, model: str | None) -> Card:
+    """Return the card of a classifier; a model made to explain classifies too, if it is asked for."""
+    try:
+        return await triton.resolve(Task.CLASSIFICATION, model)
+    except ModelNotFound:
+        if model is not None:
+            with suppress(ModelNotFound):
+                return await triton.resolve(Task.EXPLANATION, model)
+        raise
+
+
 def _model_input(
     upload: Upload, contract: ImageInput, limits: LimitSettings
-) -> tuple[NDArray[np.uint8], Size]:
+) -> tuple[Image.Image, NDArray[np.uint8]]:
     known = sniff(upload.head(HEAD_BYTES))
     if known is not None and known[0] == "video":
-        raise UnsupportedMedia("the upload is a video; no model served here classifies videos")
+        raise UnsupportedMedia("the upload is a video; this model classifies pictures")
     image = decode_image(upload.read(), limits)
-    return to_model_input(image, contract), Size(width=image.width, height=image.height)
+    return image, to_model_input(image, contract)

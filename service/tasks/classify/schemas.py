@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.tasks.contract import TaskParameters
+from service.tasks.evidence import Evidence
 from service.tasks.schemas import Answer, Size
 
 
@@ -21,6 +22,11 @@ class ClassifyParameters(TaskParameters):
         ge=1,
         le=100,
         description="How many labels to return; a model with fewer labels returns all of them.",
+    )
+    explain: bool = Field(
+        False,
+        description="Also tell where in the picture the evidence for the best label lies; the drawings "
+        "of it, `heatmap.png` and `overlay.png`, are in `files`.",
     )
 
 
@@ -43,3 +49,6 @@ class Classification(Answer):
     )
     predictions: list[Prediction] = Field(description="Best first; `top_k` of them.")
     image: Size = Field(description="Size of the picture sent, after EXIF orientation.")
+    evidence: Evidence | None = Field(
+        None, description="Where the evidence for the best label lies, with `explain`; else null."
+    )

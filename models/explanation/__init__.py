@@ -1,0 +1,1 @@
+"""Explanations: what in a picture a classifier went by; one paper a module."""
