@@ -165,6 +165,8 @@ async def test_streams_of_one_key_share_steps(client: TritonClient, repository: 
 async def test_cancelling_stops_the_steps(client: TritonClient, repository: Path) -> None:
     log = repository / "counter" / "1" / "steps.log"
     log.unlink(missing_ok=True)
+    while client._withdrawals._tasks:  # noqa: ASYNC110 - those of the tests before
+        await asyncio.sleep(0.1)
     marks = {*Path("/dev/shm").glob(f"{shared_memory_prefix(repository)}*.gone")}  # noqa: ASYNC240
     async with aclosing(client.stream("counter", prompt("x", steps=40))) as responses:
         async for _ in responses:
