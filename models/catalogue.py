@@ -5,7 +5,9 @@ what could be loaded, still from Triton alone. Each row of CARDS is JSON, `[id, 
 
 Whoever gives a streamed request up names its id in WITHDRAW (models/withdrawals.py), and whoever wants
 to load a model asks here first: LOAD names it, and ROOM says as JSON whether there is
-memory for it (models/memory.py). CARDS is empty then.
+memory for it (models/memory.py). A model whose process seems to have died is named in LOST: if it has,
+it is unloaded, so that it can be loaded anew, and whoever else asks for the same death changes
+nothing. CARDS is empty then.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import triton_python_backend_utils as pb_utils
 
 from models.entries import CONFIG, InvalidEntry, read_card
 from models.memory import GPU, HOST, Room, host_budget
+from models.presence import forget_dead
 from models.withdrawals import withdraw
 from service.settings import Settings
 from service.triton.cards import CATALOGUE, Card
@@ -45,6 +48,12 @@ class TritonPythonModel:
         given_up = pb_utils.get_input_tensor_by_name(request, "WITHDRAW")
         if given_up is not None:
             withdraw(self._repository, given_up.as_numpy()[0].decode())
+            return _response([], "")
+        lost = pb_utils.get_input_tensor_by_name(request, "LOST")
+        if lost is not None:
+            model = lost.as_numpy()[0].decode()
+            if forget_dead(self._repository, model):
+                pb_utils.unload_model(model)
             return _response([], "")
         wanted = pb_utils.get_input_tensor_by_name(request, "LOAD")
         if wanted is None:

@@ -1,13 +1,14 @@
 """A loaded model's mark in shared memory: whether it is in use, when it last was, what it holds on a device.
 
-The catalogue reads the marks to decide which models may go when another one needs room. They lie
-beside Triton's own regions, with the same prefix, and are cleared away with them.
+The catalogue reads the marks to decide which models may go when another one needs room. Each process
+of a model also holds the lock of a file of its own as long as it lives, by which its death is known.
+The files lie beside Triton's own regions, with the same prefix, and are cleared away with them.
 """
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
+import glob
 import json
 import os
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ class Presence:
         self._path = _path(repository, model)
         self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         os.utime(self._descriptor)  # one that was killed may have left its mark
+        self._life = _SHARED_MEMORY / f"{_name(repository, model)}.{os.getpid()}.life"
+        self._lock = os.open(self._life, os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
 
     def holds(self, device: str, used: int, total: int) -> None:
         """Tell how many bytes of a device's `total` the model uses."""
@@ -50,9 +54,10 @@ class Presence:
 
     def close(self) -> None:
         """Take the mark away."""
-        with contextlib.suppress(FileNotFoundError):
-            self._path.unlink()
+        for path in (self._path, self._life):
+            path.unlink(missing_ok=True)
         os.close(self._descriptor)
+        os.close(self._lock)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,5 +90,30 @@ def read_mark(repository: Path, model: str) -> Mark | None:
         os.close(descriptor)
 
 
+def forget_dead(repository: Path, model: str) -> bool:
+    """Tell whether a process of `model` has died without an end, and forget it: each death is told once."""
+    died = False
+    for path in _SHARED_MEMORY.glob(f"{glob.escape(_name(repository, model))}.*.life"):
+        if not path.suffixes[-2].removeprefix(".").isdecimal():
+            continue  # of a model whose name goes on behind a dot
+        try:
+            descriptor = os.open(path, os.O_RDWR)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
+            died = True
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(descriptor)
+    return died
+
+
 def _path(repository: Path, model: str) -> Path:
-    return _SHARED_MEMORY / f"{shared_memory_prefix(repository)}{model}.mark"
+    return _SHARED_MEMORY / f"{_name(repository, model)}.mark"
+
+
+def _name(repository: Path, model: str) -> str:
+    return f"{shared_memory_prefix(repository)}{model}"

@@ -54,6 +54,7 @@ def write_catalogue(repository: Path) -> Path:
     entry = config_pb.ModelConfig(name=CATALOGUE, backend="python", max_batch_size=0)
     entry.input.add(name="TASK", data_type=config_pb.TYPE_STRING, dims=[1])
     entry.input.add(name="LOAD", data_type=config_pb.TYPE_STRING, dims=[1], optional=True)
+    entry.input.add(name="LOST", data_type=config_pb.TYPE_STRING, dims=[1], optional=True)
     entry.input.add(name="WITHDRAW", data_type=config_pb.TYPE_STRING, dims=[1], optional=True)
     entry.output.add(name="CARDS", data_type=config_pb.TYPE_STRING, dims=[-1])
     entry.output.add(name="ROOM", data_type=config_pb.TYPE_STRING, dims=[1])

@@ -260,9 +260,7 @@ class TritonClient:
         message = pb.RepositoryModelLoadRequest(model_name=model)
         try:
             if dead:
-                # To load what counts as loaded and has not changed does nothing.
-                unload = pb.RepositoryModelUnloadRequest(model_name=model)
-                await self._replicas.unload(unload, timeout=60.0)
+                await self._bury(model)
             await self._make_room(model)
             await self._replicas.load(message, timeout=600.0)
         except grpc.aio.AioRpcError as error:
@@ -277,6 +275,22 @@ class TritonClient:
                 retry_after=30.0,
             ) from None
         await self._refresh()
+
+    async def _bury(self, model: str) -> None:
+        """Unload `model` where its process has died: to load what counts as loaded does nothing.
+
+        Many callers meet one death at about the same time. The catalogue tells which of them is the
+        first: the others must not unload again what that one has loaded anew.
+        """
+        if self._has_catalogue:
+            message = request(
+                CATALOGUE,
+                {"TASK": np.array([""], dtype=object), "LOST": np.array([model], dtype=object)},
+            )
+            await self._replicas.ask(lambda stub: stub.ModelInfer(message, timeout=10.0))
+            return
+        unload = pb.RepositoryModelUnloadRequest(model_name=model)
+        await self._replicas.unload(unload, timeout=60.0)
 
     async def _make_room(self, model: str) -> None:
         """Wait until every server has memory for `model`. Raises ModelTooLarge, TritonUnavailable."""
@@ -348,9 +362,8 @@ class TritonClient:
             call = self._stub.ModelInfer(message, timeout=seconds + _GRACE_S, metadata=trace)
             answer = asyncio.ensure_future(_awaited(call))
             try:
-                with self._pulse.watch(call):
-                    async with asyncio.timeout(seconds):
-                        return outputs(await asyncio.shield(answer))
+                async with self._pulse.watch(), asyncio.timeout(seconds):
+                    return outputs(await asyncio.shield(answer))
             except TimeoutError:
                 raise _late(model) from None
             except grpc.aio.AioRpcError as error:
@@ -411,10 +424,9 @@ class TritonClient:
             call = self._stub.ModelStreamInfer(
                 once(), timeout=seconds + _GRACE_S if isfinite(seconds) else None, metadata=trace
             )
-            with self._pulse.watch(call):
-                async with aclosing(self._responses(message, call, seconds)) as responses:
-                    async for response in responses:
-                        yield response
+            async with aclosing(self._responses(message, call, seconds)) as responses:
+                async for response in responses:
+                    yield response
 
     async def _responses(
         self, message: pb.ModelInferRequest, call: Any, seconds: float
@@ -425,7 +437,7 @@ class TritonClient:
         try:
             while True:
                 reading = asyncio.ensure_future(call.read())
-                async with asyncio.timeout(_left(until)):
+                async with self._pulse.watch(), asyncio.timeout(_left(until)):
                     response = await asyncio.shield(reading)
                 if response is grpc.aio.EOF:
                     finished = True
@@ -449,17 +461,21 @@ class TritonClient:
                 pending = reading if reading is not None and not reading.done() else None
                 self._withdrawals.withdraw(message.id, call, pending)
 
-    async def _tell_withdrawn(self, id: str) -> None:
-        """Have every server end the streamed request `id`. Raises AioRpcError, TritonUnavailable."""
+    async def _tell_withdrawn(self, id: str) -> bool:
+        """Have every server end the streamed request `id`; False if this Triton has no catalogue for that.
+
+        Raises AioRpcError, TritonUnavailable.
+        """
         if not self._snapshot:
             await self._refresh()
         if not self._has_catalogue:
-            raise TritonUnavailable("this Triton has no catalogue")
+            return False
         message = request(
             CATALOGUE,
             {"TASK": np.array([""], dtype=object), "WITHDRAW": np.array([id], dtype=object)},
         )
         await self._replicas.ask(lambda stub: stub.ModelInfer(message, timeout=10.0))
+        return True
 
     # Errors
 

@@ -1,27 +1,21 @@
 """Notices a Triton that keeps its connections but does not answer: stopped, swapping, locked up.
 
-TCP sees nothing of that, and a caller would wait until its deadline. While calls are under way,
-Triton is asked every second whether it lives; once it stays silent for `stall_s` the calls are cut,
-and further ones are refused at once until it answers again.
+TCP sees nothing of that, and a caller would wait until its deadline. While callers wait, Triton is
+asked every second whether it lives; once it stays silent for `stall_s` nobody waits any longer, and
+further calls are refused at once until it answers again. The calls themselves are not cancelled:
+a Triton that goes on would find them gone while it works on them (models/withdrawals.py).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from typing import Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 from service.errors import TritonUnavailable
 
 _PERIOD_S = 1.0
 _PROBES = 2
-
-
-class Cancellable(Protocol):
-    """A call of gRPC."""
-
-    def cancel(self) -> bool: ...
 
 
 class Pulse:
@@ -32,8 +26,7 @@ class Pulse:
         self.lost = False
         self._probe = probe
         self._patience_s = stall_s / _PROBES
-        self._calls: set[Cancellable] = set()
-        self._cut: set[Cancellable] = set()
+        self._waits: set[asyncio.Timeout] = set()
         self._beating: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
@@ -47,27 +40,28 @@ class Pulse:
         if self.lost:
             raise TritonUnavailable("the inference server does not answer", begun=False)
 
-    @contextmanager
-    def watch(self, call: Cancellable) -> Iterator[None]:
-        """Await `call` in this block. Raises TritonUnavailable once Triton is lost."""
-        self._calls.add(call)
+    @asynccontextmanager
+    async def watch(self) -> AsyncIterator[None]:
+        """Wait for Triton in this block. Raises TritonUnavailable once Triton is lost."""
         if self._beating is None or self._beating.done():
             self._beating = asyncio.ensure_future(self._beat())
         try:
-            yield
-        except asyncio.CancelledError:
-            if call in self._cut:
-                raise TritonUnavailable("the inference server does not answer any more") from None
-            raise
-        finally:
-            self._calls.discard(call)
-            self._cut.discard(call)
+            async with asyncio.timeout(None) as wait:
+                self._waits.add(wait)
+                try:
+                    yield
+                finally:
+                    self._waits.discard(wait)
+        except TimeoutError:
+            if not wait.expired():
+                raise
+            raise TritonUnavailable("the inference server does not answer any more") from None
 
     async def _beat(self) -> None:
         silent = 0
         while True:
             await asyncio.sleep(_PERIOD_S)
-            if not self._calls and not self.lost:
+            if not self._waits and not self.lost:
                 return
             if await self._probe(self._patience_s):
                 silent, self.lost = 0, False
@@ -75,6 +69,6 @@ class Pulse:
             silent += 1
             if silent >= _PROBES:
                 self.lost = True
-                for call in list(self._calls):
-                    self._cut.add(call)
-                    call.cancel()
+                for wait in self._waits:
+                    wait.reschedule(asyncio.get_running_loop().time())
+                self._waits.clear()  # none can be ended twice

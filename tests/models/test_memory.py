@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from models.memory import GPU, HOST, MIB, Room, Verdict, host_budget
-from models.presence import Mark, Presence, read_mark
+from models.presence import Mark, Presence, forget_dead, read_mark
 
 GIB = 1024 * MIB
 
@@ -161,6 +163,29 @@ def test_a_mark_tells_use_and_device(tmp_path: Path) -> None:
     finally:
         presence.close()
     assert read_mark(tmp_path, "m") is None
+
+
+def test_a_death_is_told_once(tmp_path: Path) -> None:
+    alive = f"from models.presence import Presence; Presence({str(tmp_path)!r}, 'm')"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{alive}; print('up', flush=True); input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        assert not forget_dead(tmp_path, "m")
+        process.kill()
+        process.wait()
+    assert not forget_dead(tmp_path, "other")
+    assert forget_dead(tmp_path, "m")
+    assert not forget_dead(tmp_path, "m")
+
+
+def test_a_model_that_ends_has_not_died(tmp_path: Path) -> None:
+    Presence(tmp_path, "m").close()
+    assert not forget_dead(tmp_path, "m")
 
 
 def test_a_containers_limit_is_the_budgets(tmp_path: Path) -> None:
