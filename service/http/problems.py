@@ -46,7 +46,8 @@ def register(app: FastAPI) -> None:
         return problem(error)
 
     async def validation_error(request: Request, error: Any) -> Response:
-        return problem(explain(error.errors()))
+        taken = request.scope["route"].dependant.query_params
+        return problem(explain(error.errors(), {each.alias: each.field_info for each in taken}))
 
     async def http_exception(request: Request, error: Any) -> Response:
         phrase = HTTPStatus(error.status_code).phrase

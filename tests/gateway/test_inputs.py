@@ -200,8 +200,8 @@ async def test_media_where_none_are_taken(client: httpx2.AsyncClient) -> None:
 @pytest.mark.parametrize(
     ("query", "words"),
     [
-        ("count=0", ("count", "greater than or equal to 1", "'0'")),
-        ("count=101", ("count", "less than or equal to 100", "'101'")),
+        ("count=0", ("count", "at least 1 and at most 100", "'0'")),
+        ("count=101", ("count", "at least 1 and at most 100", "'101'")),
         ("count=many", ("count", "integer", "'many'")),
         ("word=maybe", ("word", "'yes' or 'no'")),
         ("colour=red", ("colour", "no parameter")),

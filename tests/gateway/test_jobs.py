@@ -187,7 +187,8 @@ async def test_list(client: httpx2.AsyncClient, queue: Queue, settings: Settings
 @pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=x", "state=lost", "after=x"])
 async def test_list_refuses(client: httpx2.AsyncClient, query: str) -> None:
     answer = await client.get(f"/v1/jobs?{query}")
-    refused(answer, 422, "invalid_parameter")
+    words = ("at least 1 and at most 100",) if query in ("limit=0", "limit=101") else ()
+    refused(answer, 422, "invalid_parameter", *words)
 
 
 @pytest.mark.parametrize("job_id", ["nothing", "job_00000000000000000000000000"])
