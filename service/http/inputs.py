@@ -2,7 +2,8 @@
 
     raw body           `image/*`, `video/*`, `application/octet-stream` (told apart by magic bytes)
     multipart          one file part named `file`, `image` or `video`; text parts are parameters
-    JSON               `{"url": ...}`, `{"b64": ...}`, or a data URL or URL in `image`, `video` or `input`
+    JSON               `{"url": ...}`, `{"b64": ...}`, or either in `image`, `video` or `input`; a URL may be
+                       a data URL
 
 An endpoint may take several: a form's file parts, or a list in JSON's `input`, `image` or `b64`.
 Query parameters are merged in; a parameter given twice with different values is refused. A medium
@@ -184,7 +185,8 @@ class _Reader:
             raise InvalidParameter(
                 f"{name} must be a string; given was {type(source).__name__}.", param=name
             )
-        if name == "url" or source.startswith(("http://", "https://")):
+        remote = name == "url" or source.startswith(("http://", "https://"))
+        if remote and not _is_data_url(source):
             upload = await self._fetch(source)
         else:
             upload = await self._decode(name, source)
@@ -204,7 +206,7 @@ class _Reader:
     async def _decode(self, name: str, source: str) -> Upload:
         """Decode base64 or a base64 data URL (RFC 2397)."""
         declared = ""
-        if source[:5].lower() == "data:":
+        if _is_data_url(source):
             header, comma, source = source[5:].partition(",")
             if not comma or not header.lower().endswith(";base64"):
                 raise BadInput(
@@ -234,6 +236,10 @@ class _Reader:
         spool = Spool(self._limits, self._kinds, content_type, name)
         self._spools.callback(spool.close)
         return spool
+
+
+def _is_data_url(source: str) -> bool:
+    return source[:5].lower() == "data:"
 
 
 def _joined(uploads: list[Upload]) -> Upload | None:

@@ -204,7 +204,11 @@ def _inline(node: Any, definitions: dict[str, Any]) -> Any:
 
 def _sources(medium: str, most: int) -> dict[str, Any]:
     sources: dict[str, Any] = {
-        "url": {"type": "string", "format": "uri", "description": f"Public URL of the {medium}."},
+        "url": {
+            "type": "string",
+            "format": "uri",
+            "description": f"Public URL of the {medium}, or a data URL.",
+        },
         "b64": {"type": "string", "format": "byte", "description": f"The {medium} in base64."},
         "input": {
             "type": "string",

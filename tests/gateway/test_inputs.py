@@ -86,6 +86,13 @@ async def test_json_base64(client: httpx2.AsyncClient, name: str, prefix: str) -
     assert (answer.json()["bytes"], answer.json()["count"]) == (len(PNG), 3)
 
 
+async def test_a_data_url_is_a_url_too(client: httpx2.AsyncClient) -> None:
+    source = "data:image/png;base64," + base64.b64encode(PNG).decode()
+    answer = await client.post("/v1/echo", json={"url": source})
+    assert answer.json()["bytes"] == len(PNG)
+    refused(await client.post("/v1/echo", json={"url": "data:,x"}), 400, "malformed_base64", "url")
+
+
 async def test_query_parameters_are_merged(client: httpx2.AsyncClient) -> None:
     answer = await client.post("/v1/echo?count=9&ratio=0.25", content=PNG)
     assert (answer.json()["count"], answer.json()["ratio"]) == (9, 0.25)
