@@ -116,6 +116,9 @@ class LimitSettings(_Group):
     `decoding_pixels`: of all pictures that are decoded at the same moment; the next ones wait.
     Decoding takes up to 16 bytes a pixel for that moment.
 
+    `fetch_seconds`: for a URL in all. A server that gives less than 16 KiB in `fetch_stall_seconds`
+    is given up before.
+
     A gateway that is told to end calls itself not ready at once, takes requests for
     `drain_delay_seconds` more, so that balancers notice, and then gives the running ones
     `drain_seconds`.
@@ -131,6 +134,7 @@ class LimitSettings(_Group):
     video_pixels: int = 3840 * 2160
     decode_seconds: float = Field(default=60.0, gt=0)
     fetch_seconds: float = 10.0
+    fetch_stall_seconds: float = Field(default=1.5, gt=0)
     request_seconds: float = 60.0
     drain_delay_seconds: float = Field(default=0.0, ge=0)
     drain_seconds: float = 20.0

@@ -29,6 +29,7 @@ Network = IPv4Network | IPv6Network
 _REDIRECTS = 3
 _MEDIA_TYPES = ("image/", "video/", "application/octet-stream", "binary/octet-stream")
 _NAT64 = IPv6Network("64:ff9b::/96")
+_PIECE_BYTES = 16 * 1024
 _HEADERS = {"User-Agent": "vitrine", "Accept": "image/*, video/*", "Accept-Encoding": "identity"}
 
 
@@ -41,11 +42,32 @@ class Remote:
     chunks: AsyncIterator[bytes]
 
 
+class _Patience:
+    """How long a fetch may still take: `seconds` in all, and `stall_seconds` from `renew` to `renew`."""
+
+    def __init__(self, limits: LimitSettings) -> None:
+        self._stall_s = limits.fetch_stall_seconds
+        self._end = asyncio.get_running_loop().time() + limits.fetch_seconds
+        self.timeout = asyncio.timeout_at(self._next())
+
+    def renew(self) -> None:
+        self.timeout.reschedule(self._next())
+
+    @property
+    def over(self) -> bool:
+        """Whether it is the time in all that has run out."""
+        return self.timeout.when() == self._end
+
+    def _next(self) -> float:
+        return min(self._end, asyncio.get_running_loop().time() + self._stall_s)
+
+
 class Fetcher:
     """Opens public `http` and `https` URLs.
 
-    Each fetch may take `limits.fetch_seconds` in all and `limits.body_bytes`. Addresses inside
-    `allowed` pass although they are not public.
+    Each fetch may take `limits.fetch_seconds` in all and `limits.body_bytes`; each answer must begin,
+    and each 16 KiB of it come, within `limits.fetch_stall_seconds`, so that a server which is too
+    slow is known soon. Addresses inside `allowed` pass although they are not public.
     """
 
     def __init__(self, limits: LimitSettings, allowed: Sequence[Network] = ()) -> None:
@@ -59,24 +81,29 @@ class Fetcher:
         Raises BadInput (`url_not_allowed`, `url_failed`, `url_timeout`), UnsupportedMedia,
         PayloadTooLarge.
         """
-        seconds = self._limits.fetch_seconds
+        patience = _Patience(self._limits)
         try:
-            async with asyncio.timeout(seconds) as deadline, _PinnedClient(self._tls) as client:
+            async with patience.timeout, _PinnedClient(self._tls) as client:
                 target = _parse(url)
                 for _ in range(_REDIRECTS + 1):
                     async with client.stream_pinned(target, await self._resolve(target)) as answer:
+                        patience.renew()
                         if not answer.has_redirect_location:
-                            yield self._remote(target, answer)
+                            yield self._remote(target, answer, patience)
                             return
                         target = _parse(str(target.join(answer.headers["location"])))
                 raise BadInput(
                     f"The URL redirects more than {_REDIRECTS} times.", code="url_failed"
                 )
         except TimeoutError as error:
-            if not deadline.expired():
+            if not patience.timeout.expired():
                 raise
             raise BadInput(
-                f"The URL was not read within {seconds:g} seconds (limit fetch_seconds).",
+                f"The URL was not read within {self._limits.fetch_seconds:g} seconds (limit "
+                "fetch_seconds)."
+                if patience.over
+                else f"The URL's server gave less than {_PIECE_BYTES:,} bytes in "
+                f"{self._limits.fetch_stall_seconds:g} seconds (limit fetch_stall_seconds).",
                 code="url_timeout",
             ) from error
         except httpx2.HTTPError as error:
@@ -88,7 +115,7 @@ class Fetcher:
     def _tls(self) -> ssl.SSLContext:
         return httpx2.create_ssl_context()
 
-    def _remote(self, url: httpx2.URL, answer: httpx2.Response) -> Remote:
+    def _remote(self, url: httpx2.URL, answer: httpx2.Response, patience: _Patience) -> Remote:
         if answer.status_code != 200:
             raise BadInput(f"The URL answered {answer.status_code}.", code="url_failed")
         content_type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -97,12 +124,16 @@ class Fetcher:
         length = answer.headers.get("content-length", "")
         if length.isdecimal() and int(length) > self._limits.body_bytes:
             raise self._too_large()
-        return Remote(content_type, PurePosixPath(url.path).name or "upload", self._read(answer))
+        name = PurePosixPath(url.path).name or "upload"
+        return Remote(content_type, name, self._read(answer, patience))
 
-    async def _read(self, answer: httpx2.Response) -> AsyncIterator[bytes]:
-        size = 0
+    async def _read(self, answer: httpx2.Response, patience: _Patience) -> AsyncIterator[bytes]:
+        size = counted = 0
         async for chunk in answer.aiter_raw():
             size += len(chunk)
+            if size - counted >= _PIECE_BYTES:
+                patience.renew()
+                counted = size
             if size > self._limits.body_bytes:
                 raise self._too_large()
             yield chunk

@@ -23,6 +23,7 @@ from tests.gateway.test_inputs import PNG, refused
 
 LIMITS = LimitSettings(body_bytes=100_000, fetch_seconds=20)
 HURRIED = LimitSettings(fetch_seconds=0.3)
+IMPATIENT = LimitSettings(fetch_seconds=60, fetch_stall_seconds=0.3)
 LOOPBACK = [ip_network("127.0.0.1/32")]
 
 
@@ -46,6 +47,16 @@ async def remote_trickle(request: Request) -> Response:
             await asyncio.sleep(0.05)
 
     return StreamingResponse(drops(), media_type="image/png")
+
+
+async def remote_steady(request: Request) -> Response:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield PNG + bytes(16_384)
+        for _ in range(6):
+            await asyncio.sleep(0.3)
+            yield bytes(16_384)
+
+    return StreamingResponse(pieces(), media_type="image/png")
 
 
 async def remote_endless(request: Request) -> Response:
@@ -81,6 +92,7 @@ async def remote() -> AsyncIterator[str]:
         remote_page,
         remote_slow,
         remote_trickle,
+        remote_steady,
         remote_endless,
         remote_huge,
         remote_error,
@@ -181,12 +193,28 @@ async def test_strange_servers(path: str, kind: type[VitrineError], code: str) -
     assert raised.value.stable_code == code
 
 
-@pytest.mark.parametrize("path", ["slow", "trickle"])
-async def test_slow_servers(path: str) -> None:
+@pytest.mark.parametrize("path", ["slow", "trickle", "redirect?to=/slow"])
+@pytest.mark.parametrize(
+    ("limits", "named"), [(HURRIED, "fetch_seconds"), (IMPATIENT, "fetch_stall_seconds")]
+)
+async def test_slow_servers(path: str, limits: LimitSettings, named: str) -> None:
     async with remote() as url:
         with pytest.raises(BadInput) as raised:
-            await fetch(Fetcher(HURRIED, LOOPBACK), f"{url}/{path}")
+            await fetch(Fetcher(limits, LOOPBACK), f"{url}/{path}")
     assert raised.value.stable_code == "url_timeout"
+    assert f"(limit {named})" in raised.value.message
+
+
+async def test_a_server_that_keeps_giving_may_take_longer() -> None:
+    limits = LimitSettings(fetch_seconds=60, fetch_stall_seconds=1.5)
+    async with remote() as url:
+        _, _, data = await fetch(Fetcher(limits, LOOPBACK), f"{url}/steady")
+    assert data == PNG + bytes(7 * 16_384)
+
+
+def test_a_slow_server_is_given_up_within_two_seconds() -> None:
+    """As bad input of any other kind; unless the operator says otherwise."""
+    assert LimitSettings().fetch_stall_seconds < 2
 
 
 async def test_nobody_listens() -> None:
