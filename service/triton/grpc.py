@@ -82,6 +82,7 @@ class TritonClient:
         self._breakers: dict[str, Breaker] = {}
         self._snapshot: dict[str, ModelState] = {}
         self._has_catalogue = False
+        self._starting = False
         self._taken_at = float("-inf")
         self._refreshing: asyncio.Task[None] | None = None
         self._loading: dict[str, asyncio.Task[None]] = {}
@@ -123,7 +124,7 @@ class TritonClient:
         """Return the card of `model`, or of the task's default, loaded.
 
         Raises ModelNotFound (unknown, of another task, or none for the task), TritonUnavailable
-        (Triton is down, or the model is still loading).
+        (Triton is down or does not tell its models yet, or the model is still loading).
         """
         if time.monotonic() - self._taken_at > self._settings.index_period_s:
             # A snapshot that is a little old still serves; only the first one is waited for.
@@ -165,6 +166,10 @@ class TritonClient:
         )
 
     def _not_found(self, task: Task, model: str | None) -> VitrineError:
+        if self._starting and model not in self._snapshot:
+            return TritonUnavailable(
+                "the inference server is starting and does not tell its models yet", begun=False
+            )
         names = sorted(m.card.id for m in self._snapshot.values() if m.card.task == task)
         known = f"models for {task}: {', '.join(names)}" if names else f"no model serves {task}"
         if model is None:
@@ -201,8 +206,13 @@ class TritonClient:
         )
         states = {m.name: (_state(m.state), m.reason) for m in index.models}
         cards: dict[str, Card] = {}
-        self._has_catalogue = states.get(CATALOGUE, ("", ""))[0] == "ready"
-        if self._has_catalogue:
+        catalogue = states.get(CATALOGUE, ("", ""))[0]
+        self._has_catalogue = catalogue == "ready"
+        self._starting = catalogue in ("loading", "unloaded")
+        if not self._has_catalogue:
+            # A server that has just started does not tell what it has not loaded yet.
+            cards = {name: m.card for name, m in self._snapshot.items() if name in states}
+        else:
             everything = request(CATALOGUE, {"TASK": np.array([""], dtype=object)})
             answer = await self._infer(CATALOGUE, everything, 5.0)
             cards = {

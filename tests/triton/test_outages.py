@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 
 from models.repository import write_catalogue
-from service.errors import DeadlineExceeded, ModelFailed, TritonUnavailable
+from service.errors import DeadlineExceeded, ModelFailed, ModelNotFound, TritonUnavailable
 from service.settings import TritonSettings
 from service.triton.call import Call, calling
 from service.triton.cards import CATALOGUE, Task
@@ -152,3 +152,24 @@ async def test_a_stopped_server_hangs_nobody(client: TritonClient, server: psuti
     assert answer["SCORES"][0, 0] == 7
     async with aclosing(client.stream("counter", prompt("x", steps=2))) as responses:
         assert len([r async for r in responses]) == 3
+
+
+async def test_a_server_that_has_just_started_is_not_said_to_lack_a_model(tmp_path: Path) -> None:
+    """It lists its entries before it loads the catalogue, which alone tells what they are."""
+    repository = tmp_path / "repository"
+    write_catalogue(repository)
+    write_toy(repository, "brightness", "brightness", default=True)
+    async with triton(repository) as client:
+        for model in ("brightness", None):
+            with pytest.raises(TritonUnavailable) as starting:
+                await client.resolve(Task.CLASSIFICATION, model)
+            assert not starting.value.begun
+        await client.load(CATALOGUE)
+        assert [(m.card.id, m.state) for m in await client.models()] == [("brightness", "unloaded")]
+        with pytest.raises(ModelNotFound):
+            await client.resolve(Task.CLASSIFICATION, "nothing")
+        # What is known of the models stays known.
+        await client.unload(CATALOGUE)
+        assert [m.card.id for m in await client.models()] == ["brightness"]
+        with pytest.raises(ModelNotFound):
+            await client.resolve(Task.DEEPFAKE, "brightness")
