@@ -50,7 +50,10 @@ class _Model(BaseModel):
 
 
 class JobProgress(_Model):
-    """How far the running attempt is. `eta_s` is an estimate from the pace so far."""
+    """How far the newest attempt is: `percent` 0..100, of a job that succeeded 100.
+
+    `eta_s` is an estimate from the pace so far.
+    """
 
     percent: float = 0.0
     step: int = 0

@@ -26,7 +26,7 @@ def parse_job(snapshot: Snapshot) -> Job:
         started_at=_seconds(fields.get("started")),
         finished_at=_seconds(fields.get("finished")),
         expires_at=_seconds(fields.get("expires")),
-        progress=_model(JobProgress, fields.get("progress")) or JobProgress(),
+        progress=_progress(fields),
         queue_position=position or None,
         attempt=int(fields["attempt"]),
         failures=int(fields["failures"]),
@@ -43,6 +43,13 @@ def parse_submission(snapshot: Snapshot) -> Submission:
 
 def _fields(flat: Sequence[str]) -> dict[str, str]:
     return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _progress(fields: dict[str, str]) -> JobProgress:
+    progress: JobProgress = _model(JobProgress, fields.get("progress")) or JobProgress()
+    if fields["state"] == State.SUCCEEDED:  # tasks of one step report none
+        return progress.model_copy(update={"percent": 100.0, "eta_s": None})
+    return progress
 
 
 def _seconds(milliseconds: str | None) -> float | None:

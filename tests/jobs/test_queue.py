@@ -274,6 +274,7 @@ async def test_finish_is_fenced_and_may_be_repeated(queue: Queue) -> None:
     claim = await consumer.claim()
     assert claim is not None
     done = await consumer.succeed(claim, RESULT)
+    assert done.progress.percent == 100.0, "a task that reports no progress is done as well"
     assert await consumer.succeed(claim, RESULT) == done
     with pytest.raises(LeaseLost):
         await consumer.fail(claim, JobError(code="x", message="x"))
