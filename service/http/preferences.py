@@ -25,7 +25,9 @@ class DispatchParameters(BaseModel):
     mode: Literal["sync", "async"] | None = Field(
         None, description="`sync`: the answer itself (the default); `async`: a job."
     )
-    priority: Lane = Field(Lane.NORMAL, description="Which jobs go first; of no use without one.")
+    priority: Lane = Field(
+        Lane.NORMAL, description="Which of the caller's jobs go first; of no use without one."
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,10 @@
                 │ └──cancel──▶ canceled
                 └──expire──▶ expired (not started within queue_ttl)
 
-A job that was never started waits in its lane, behind the jobs of its own tenant; the tenants of a
-lane take turns. Where a tenant has `max_running_per_tenant` started jobs, its others are parked:
-they have no turn until one of the started ends.
+A job that was never started waits behind the jobs of its own tenant in the same lane and in higher
+ones; every eighth start of a tenant is from its lowest. Tenants take turns, whatever their lanes:
+priority is over one's own jobs. Where a tenant has `max_running_per_tenant` started jobs, its others
+are parked: they have no turn until one of the started ends.
 
 Under one hash tag, `{<queue>}`, lie:
 
@@ -21,14 +22,15 @@ Under one hash tag, `{<queue>}`, lie:
     events:<id>               stream  what followers read behind `queued`, the newest 200; for an hour
     waiting:<lane>            zset    queued jobs by time of submission: depth, expiry
     waiting:<lane>:<tenant>   zset    those never started, in the order of their submission
-    ready                     zset    slots, by lane and round: a claim takes the first
-    turns:<lane>              hash    a tenant's slots: the last one's round, how many, their place
-    round:<lane>              hash    the round being served, places given away; gone when idle
+    turns                     zset    slots, by round: a claim takes the first
+    places                    hash    a tenant's slots: the last one's round, how many, their place
+    round                     hash    the round being served, places given away; gone when idle
+    served                    hash    a tenant's starts since nothing of it waited: the low lane's share
     returned                  zset    jobs that were handed back, by the time they may start again
     running                   zset    jobs by the end of their lease
     started:<tenant>          set     jobs running or handed back, which take a tenant's places
     wake                      list    one element for each worker to wake; none matters
-    submitted, starts         string  counters: order of submission, the lower lanes' share
+    submitted                 string  counts submissions, whose order it gives
     jobs:<tenant>             zset    ids, which sort by time: listings
     idempotency:...           hash    the job and the request hash of a key
     garbage                   zset    ids by the time from which their objects are to be deleted

@@ -51,8 +51,8 @@ class Consumer:
     async def claim(self) -> Claim | None:
         """Return the next job, now running, or None when there is none.
 
-        First the jobs that were handed back or whose lease has run out, then the lanes by
-        priority, every eighth time the lowest first. In a lane the tenants take turns. A tenant
+        First the jobs that were handed back or whose lease has run out, then the tenants take
+        turns, each with the first job of its highest lane, every eighth time of its lowest. A tenant
         with `max_running_per_tenant` started jobs is passed over until one of them ends. Jobs that
         have expired while they waited end on the way, as do those whose workers were lost
         `max_attempts` times: failed (`worker_lost`).

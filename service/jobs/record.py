@@ -38,7 +38,7 @@ class State(StrEnum):
 
 
 class Lane(StrEnum):
-    """Priority lanes, served in this order (with a share for the lower ones)."""
+    """A tenant's priority lanes, served in this order (with a share for the lowest)."""
 
     HIGH = "high"
     NORMAL = "normal"

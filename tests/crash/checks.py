@@ -43,7 +43,7 @@ _LEGAL = {
 # Records of the past, counters and locks; whatever else there is tells of work to do.
 _KEPT = (
     *("job", "events", "idempotency", "answer", "jobs", "garbage", "janitor", "ping"),
-    *("submitted", "starts", "wake"),
+    *("submitted", "wake"),
 )
 
 

@@ -95,7 +95,7 @@ async def lease_over(queue: Queue, claim: Claim) -> None:
 async def unfinished(queue: Queue) -> dict[str, int]:
     """Return the sizes of all keys that jobs are in before they end; empty when nothing is left."""
     client, found = queue.connection.client, {}
-    for name in ("waiting", "ready", "returned", "running", "started"):
+    for name in ("waiting", "turns", "returned", "running", "started"):
         for pattern in (name, f"{name}:*"):
             async for key in client.scan_iter(queue.connection.key(pattern)):
                 kind = await client.type(key)

@@ -68,6 +68,53 @@ async def test_who_was_served_last_round_goes_behind_who_was_not(queue: Queue) -
     assert tenants(await claim_all(consumer)) == "bca"
 
 
+@pytest.mark.parametrize("lane", Lane)
+async def test_floods_in_other_lanes_delay_nobody(queue: Queue, lane: Lane) -> None:
+    """A lane orders the jobs of one tenant; it takes no turn from another."""
+    consumer = queue.consumer("w")
+    for flooded in Lane:
+        await submit(queue, "a" * 12, flooded)
+    assert await consumer.claim() is not None
+    await submit(queue, "bbb", lane)
+    assert tenants(await claim_all(consumer)).startswith("bababa")
+
+
+async def test_each_tenants_every_eighth_start_is_of_its_lowest_lane(queue: Queue) -> None:
+    """Also where tenants take turns in the same rhythm, and where workers found nothing meanwhile."""
+    consumer = queue.consumer("w")
+    order = "abcdefgh"
+    for tenant in order:
+        await submit(queue, tenant * 9, Lane.HIGH)
+        await submit(queue, tenant, Lane.LOW)
+    claims = await claim_all(consumer)
+    for tenant in order:
+        lanes = [claim.job.lane for claim in claims if claim.submission.tenant == tenant]
+        assert lanes == [Lane.HIGH] * 7 + [Lane.LOW] + [Lane.HIGH] * 2
+
+
+async def test_a_capped_tenants_lowest_lane_has_its_share(redis_settings: RedisSettings) -> None:
+    async with capped(redis_settings, 1) as queue:
+        consumer = queue.consumer("w")
+        await submit(queue, "a" * 9, Lane.HIGH)
+        await submit(queue, "a", Lane.LOW)
+        lanes = []
+        while (claim := await consumer.claim()) is not None:
+            lanes.append(claim.job.lane)
+            assert await consumer.claim() is None
+            await consumer.succeed(claim, RESULT)
+        assert lanes == [Lane.HIGH] * 7 + [Lane.LOW] + [Lane.HIGH] * 2
+        assert await unfinished(queue) == {}
+
+
+async def test_positions_count_the_tenants_higher_lanes(queue: Queue) -> None:
+    (low,) = await submit(queue, "a", Lane.LOW)
+    await submit(queue, "aab", Lane.HIGH)
+    (normal,) = await submit(queue, "a", Lane.NORMAL)
+    positions = [(await queue.get(job.id)).queue_position for job in (normal, low)]
+    assert positions == [4, 5]
+    assert tenants(await claim_all(queue.consumer("w"))) == "abaaa"
+
+
 async def test_canceling_a_flood_gives_its_turns_back(queue: Queue) -> None:
     flood = await submit(queue, "a" * 20)
     for job in flood[:-1]:
@@ -226,10 +273,15 @@ async def test_a_worker_that_leaves_passes_its_wake_on(queue: Queue) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lane", "flood"), [(Lane.NORMAL, 10_000), (Lane.HIGH, 500), (Lane.LOW, 500)]
+    ("lane", "flood", "other"),
+    [
+        (Lane.NORMAL, 10_000, Lane.NORMAL),
+        (Lane.HIGH, 500, Lane.LOW),
+        (Lane.LOW, 500, Lane.HIGH),
+    ],
 )
 async def test_a_flood_delays_another_tenant_by_one_job(
-    queue: Queue, start_worker: StartWorker, lane: Lane, flood: int
+    queue: Queue, start_worker: StartWorker, lane: Lane, flood: int, other: Lane
 ) -> None:
     """With a real worker that does one job at a time, and records of when each job began and ended."""
     made = [submission(tenant="a", lane=lane, parameters={"steps": 1}) for _ in range(flood)]
@@ -245,7 +297,7 @@ async def test_a_flood_delays_another_tenant_by_one_job(
     mine: list[Job] = []
     for pause_s in (0.0, 0.0, 0.005, 0.02):
         await asyncio.sleep(pause_s)
-        job = await queue.submit(submission(tenant="b", lane=lane, parameters={"steps": 1}))
+        job = await queue.submit(submission(tenant="b", lane=other, parameters={"steps": 1}))
         mine.append(await queue.wait(job.id, timeout_s=30))
     async with queue.connection.client.pipeline(transaction=False) as pipeline:
         for one in made:

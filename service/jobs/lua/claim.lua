@@ -2,7 +2,6 @@
 -- Returns {'claimed', snapshot}, {'again'}, or {'empty', ms until something may become due or -1}.
 local worker = ARGV[2]
 local time = now()
-local LOW_FIRST_EVERY = 8
 local MOST_ENDED = 100
 
 -- Ends a job that is not to be started (again). Tells whether it did.
@@ -30,7 +29,7 @@ local function forget(id, slot)
   if slot then
     redis.call('ZREM', key('waiting', slot.lane), id)
     redis.call('ZREM', key('waiting', slot.lane, slot.tenant), id)
-    settle(slot.tenant, LANES)
+    settle(slot.tenant)
   end
 end
 
@@ -45,7 +44,7 @@ local function start(job)
   if job.attempt == '0' then
     redis.call('SADD', key('started', job.tenant), id)
     if limits.max_running > 0 then
-      settle(job.tenant, LANES)
+      settle(job.tenant)
     end
   else
     redis.call('HDEL', key('job', id), 'progress')
@@ -73,18 +72,11 @@ for _ = 1, MOST_ENDED do
   end
 end
 
-local starts = tonumber(redis.call('GET', key('starts')) or '0')
-local order = LANES
-if (starts + 1) % LOW_FIRST_EVERY == 0 then
-  order = {'low', 'normal', 'high'}
-end
 for _ = 1, MOST_ENDED do
-  local slot = next_turn(order[1]) or next_turn(order[2]) or next_turn(order[3])
+  local slot = next_turn()
   if not slot then
     -- Nobody waits for a turn, so turns may begin anew.
-    for _, lane in ipairs(LANES) do
-      redis.call('DEL', key('turns', lane), key('round', lane))
-    end
+    redis.call('DEL', key('places'), key('round'))
     redis.call('DEL', key('wake'))
     local due = -1
     for _, name in ipairs({'returned', 'running'}) do
@@ -99,10 +91,9 @@ for _ = 1, MOST_ENDED do
   if not job then
     forget(slot.id, slot)
   elseif room(slot.tenant) == 0 then -- the cap is lower than when the slot was given
-    settle(slot.tenant, LANES)
+    settle(slot.tenant)
   elseif not ended(job) then
     take(slot)
-    redis.call('INCR', key('starts'))
     return start(job)
   end
 end

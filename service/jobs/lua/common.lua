@@ -5,8 +5,7 @@ local root = KEYS[1]
 local limits = cjson.decode(ARGV[1])
 
 local LANES = {'high', 'normal', 'low'}
-local RANK = {high = 0, normal = 1, low = 2}
-local LANE_SPAN = 2 ^ 50 -- `ready` is scored by lane, then by round: all exact in a double
+local LOW_FIRST_EVERY = 8
 local EVENTS_KEPT = 200
 local EVENTS_TTL = 3600 * 1000 -- from the job's end; a stream takes 4 KiB at least (Redis 7)
 local WAKES_KEPT = 64
@@ -75,24 +74,20 @@ local function wake()
   end
 end
 
--- Turns. A job that waits and may start is stood for by a slot in `ready`, and the slot's tenant
--- starts the first of its jobs in that lane. A tenant's slots in a lane have consecutive rounds,
--- so it is served once a round; its place within the round stays the same from round to round.
--- A tenant that comes anew takes the last place of the round that is being served. Hence nobody is
--- served twice while another waits.
+-- Turns. A job that waits and may start is stood for by a slot in `turns`, and the slot's tenant
+-- starts one of its jobs. A tenant's slots have consecutive rounds, so it is served once a round; its
+-- place within the round stays the same from round to round. A tenant that comes anew takes the
+-- last place of the round that is being served. Hence nobody is served twice while another waits,
+-- in whichever lane: lanes order the jobs of one tenant.
 
-local function slot_score(lane, round)
-  return integer(RANK[lane] * LANE_SPAN + round)
-end
-
--- Slots of one score sort by place.
-local function slot_name(lane, place, round, tenant)
-  return string.format('%s:%013.0f:%.0f:%s', lane, place, round, tenant)
+-- Slots of one round sort by place.
+local function slot_name(place, round, tenant)
+  return string.format('%013.0f:%.0f:%s', place, round, tenant)
 end
 
 -- {last: the round of the last slot, slots: how many, place}
-local function turn(lane, tenant)
-  local packed = redis.call('HGET', key('turns', lane), tenant)
+local function turn(tenant)
+  local packed = redis.call('HGET', key('places'), tenant)
   if not packed then
     return {last = -1, slots = 0, place = 0}
   end
@@ -100,9 +95,22 @@ local function turn(lane, tenant)
   return {last = tonumber(last), slots = tonumber(slots), place = tonumber(place)}
 end
 
-local function set_turn(lane, tenant, of)
-  redis.call('HSET', key('turns', lane), tenant,
+local function set_turn(tenant, of)
+  redis.call('HSET', key('places'), tenant,
     string.format('%.0f %.0f %.0f', of.last, of.slots, of.place))
+end
+
+local function current_round()
+  return tonumber(redis.call('HGET', key('round'), 'current') or '0')
+end
+
+-- How many of the tenant's jobs wait that were never started.
+local function waiting(tenant)
+  local count = 0
+  for _, lane in ipairs(LANES) do
+    count = count + redis.call('ZCARD', key('waiting', lane, tenant))
+  end
+  return count
 end
 
 -- How many more of the tenant's jobs may start. One that has started keeps its place to its end,
@@ -114,58 +122,69 @@ local function room(tenant)
   return math.max(0, limits.max_running - redis.call('SCARD', key('started', tenant)))
 end
 
--- Gives the tenant as many slots in each of the lanes as jobs of it wait there and may start; the
--- others are parked. To be called after every change of what waits or has started, with LANES where
--- there may be parked jobs in lanes that did not change.
-local function settle(tenant, lanes)
-  local most = room(tenant)
-  for _, lane in ipairs(lanes) do
-    local wanted = math.min(most, redis.call('ZCARD', key('waiting', lane, tenant)))
-    local of = turn(lane, tenant)
-    if wanted ~= of.slots then
-      if of.slots == 0 then
-        local current = tonumber(redis.call('HGET', key('round', lane), 'current') or '0')
-        if of.last < current then
-          of.last = current - 1
-          of.place = redis.call('HINCRBY', key('round', lane), 'places', 1)
-        end
-      end
-      while of.slots < wanted do
-        of.slots = of.slots + 1
-        of.last = of.last + 1
-        redis.call('ZADD', key('ready'), slot_score(lane, of.last),
-          slot_name(lane, of.place, of.last, tenant))
-        wake()
-      end
-      while of.slots > wanted do
-        redis.call('ZREM', key('ready'), slot_name(lane, of.place, of.last, tenant))
-        of.slots = of.slots - 1
-        of.last = of.last - 1
-      end
-      set_turn(lane, tenant, of)
+-- Gives the tenant as many slots as jobs of it wait and may start; the others are parked. To be
+-- called after every change of what waits or has started.
+local function settle(tenant)
+  local count = waiting(tenant)
+  local wanted = math.min(room(tenant), count)
+  local of = turn(tenant)
+  if count == 0 then
+    redis.call('HDEL', key('served'), tenant)
+  end
+  if wanted == of.slots then
+    return
+  end
+  if of.slots == 0 then
+    local current = current_round()
+    if of.last < current then
+      of.last = current - 1
+      of.place = redis.call('HINCRBY', key('round'), 'places', 1)
     end
   end
+  while of.slots < wanted do
+    of.slots = of.slots + 1
+    of.last = of.last + 1
+    redis.call('ZADD', key('turns'), integer(of.last), slot_name(of.place, of.last, tenant))
+    wake()
+  end
+  while of.slots > wanted do
+    redis.call('ZREM', key('turns'), slot_name(of.place, of.last, tenant))
+    of.slots = of.slots - 1
+    of.last = of.last - 1
+  end
+  set_turn(tenant, of)
 end
 
--- The lane's first slot and the id of the job whose turn it is, or nil.
-local function next_turn(lane)
-  local slot = redis.call('ZRANGEBYSCORE', key('ready'), slot_score(lane, 0),
-    '(' .. slot_score(lane, LANE_SPAN), 'LIMIT', 0, 1)[1]
-  if slot then
-    local round, tenant = string.match(slot, '^%a+:%d+:(%d+):(.*)$')
-    local id = redis.call('ZRANGE', key('waiting', lane, tenant), 0, 0)[1]
-    return {name = slot, lane = lane, round = round, tenant = tenant, id = id}
+-- The first slot, and the lane and the id of the job whose turn it is, or nil. Every eighth start of
+-- a tenant is from its lowest lane, against starvation.
+local function next_turn()
+  local slot = redis.call('ZRANGE', key('turns'), 0, 0)[1]
+  if not slot then
+    return nil
+  end
+  local round, tenant = string.match(slot, '^%d+:(%d+):(.*)$')
+  local served = tonumber(redis.call('HGET', key('served'), tenant) or '0')
+  local first, last, step = 1, #LANES, 1
+  if (served + 1) % LOW_FIRST_EVERY == 0 then
+    first, last, step = #LANES, 1, -1
+  end
+  for i = first, last, step do
+    local id = redis.call('ZRANGE', key('waiting', LANES[i], tenant), 0, 0)[1]
+    if id then
+      return {name = slot, lane = LANES[i], round = round, tenant = tenant, id = id}
+    end
   end
 end
 
 -- Takes the slot out, and its job: as many slots as jobs.
 local function take(slot)
-  redis.call('ZREM', key('ready'), slot.name)
+  redis.call('ZREM', key('turns'), slot.name)
   redis.call('ZREM', key('waiting', slot.lane, slot.tenant), slot.id)
-  redis.call('HSET', key('round', slot.lane), 'current', slot.round)
-  local of = turn(slot.lane, slot.tenant)
+  redis.call('HSET', key('round'), 'current', slot.round)
+  redis.call('HINCRBY', key('served'), slot.tenant, 1)
+  local of = turn(slot.tenant)
   of.slots = of.slots - 1
-  set_turn(slot.lane, slot.tenant, of)
+  set_turn(slot.tenant, of)
 end
 
 -- {fields and values, queue position}: 1 is next, 0 does not wait. A parked job stands where it
@@ -188,15 +207,20 @@ local function snapshot(id)
   end
   local ahead = redis.call('ZCARD', key('returned'))
   local rank = redis.call('ZRANK', key('waiting', job.lane, job.tenant), id)
-  local of = turn(job.lane, job.tenant)
+  for _, lane in ipairs(LANES) do
+    if lane == job.lane then
+      break
+    end
+    rank = rank + redis.call('ZCARD', key('waiting', lane, job.tenant))
+  end
+  local of = turn(job.tenant)
   local parked = rank - of.slots
   if parked < 0 then
-    local name = slot_name(job.lane, of.place, of.last + 1 + parked, job.tenant)
-    return {flat, ahead + redis.call('ZRANK', key('ready'), name) + 1}
+    local name = slot_name(of.place, of.last + 1 + parked, job.tenant)
+    return {flat, ahead + redis.call('ZRANK', key('turns'), name) + 1}
   end
-  local current = tonumber(redis.call('HGET', key('round', job.lane), 'current') or '0')
-  local round = math.max(of.last, current) + 1 + parked
-  ahead = ahead + redis.call('ZCOUNT', key('ready'), '-inf', '(' .. slot_score(job.lane, round))
+  local round = math.max(of.last, current_round()) + 1 + parked
+  ahead = ahead + redis.call('ZCOUNT', key('turns'), '-inf', '(' .. integer(round))
   return {flat, ahead + parked + 1}
 end
 
@@ -228,7 +252,7 @@ local function finalize(job, state, time, failure, result)
     redis.call('SREM', key('started', job.tenant), id)
     redis.call('ZREM', key('returned'), id)
   end
-  settle(job.tenant, LANES)
+  settle(job.tenant)
   redis.call('ZADD', key('garbage'), integer(time + kept), id)
   state_event(id, state, job.attempt, failure)
   redis.call('PEXPIRE', key('job', id), integer(limits.record_ttl))

@@ -9,6 +9,6 @@ for _, lane in ipairs(LANES) do
   counts[#counts + 1] = oldest[2] and math.max(0, now() - oldest[2]) or 0
 end
 counts[#counts + 1] = redis.call('ZCARD', key('returned'))
-counts[#counts + 1] = redis.call('ZCARD', key('ready'))
+counts[#counts + 1] = redis.call('ZCARD', key('turns'))
 counts[#counts + 1] = redis.call('ZCARD', key('running'))
 return counts

@@ -19,18 +19,15 @@ if digest ~= '' then
   end
 end
 
-local waiting = 0
+local all = 0
 for _, name in ipairs(LANES) do
-  waiting = waiting + redis.call('ZCARD', key('waiting', name))
+  all = all + redis.call('ZCARD', key('waiting', name))
 end
-if waiting >= limits.max_queued then
-  return {'full', waiting}
+if all >= limits.max_queued then
+  return {'full', all}
 end
 if most ~= '' then
-  local own = 0
-  for _, name in ipairs(LANES) do
-    own = own + redis.call('ZCARD', key('waiting', name, tenant))
-  end
+  local own = waiting(tenant)
   if own >= tonumber(most) then
     return {'tenant full', own}
   end
@@ -42,7 +39,7 @@ set(id, 'id', id, 'state', 'queued', 'task', task, 'model', model, 'lane', lane,
 redis.call('ZADD', key('waiting', lane), created, id)
 local number = redis.call('INCR', key('submitted'))
 redis.call('ZADD', key('waiting', lane, tenant), number, id)
-settle(tenant, {lane})
+settle(tenant)
 
 for _, owner in ipairs({tenant, ''}) do -- '' is the operator, who sees all
   local index = key('jobs', owner)
