@@ -1,11 +1,15 @@
-"""How the caller's rate stands, on every answer (draft-ietf-httpapi-ratelimit-headers, to version 6).
+"""How the caller's rate stands, on every answer.
+
+As in draft-ietf-httpapi-ratelimit-headers-10, two structured fields (RFC 9651):
+
+    RateLimit-Policy     the limit and its window: `"key";q=100;w=60`
+    RateLimit            what is left of it, and for how long: `"key";r=99;t=1`
+
+and, since many clients in use read these, as in the same draft to its version 6:
 
     RateLimit-Limit      requests that may come at once
     RateLimit-Remaining  of these, how many may still come now
     RateLimit-Reset      seconds until all of them may
-    RateLimit-Policy     the limit and its window: `100;w=60`
-
-The later drafts' single structured field is not sent: clients and proxies in use read these four.
 """
 
 from __future__ import annotations
@@ -17,7 +21,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.limits.admission import Quota
 
-RATE_HEADERS = ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset", "RateLimit-Policy")
+RATE_HEADERS = (
+    "RateLimit-Policy",
+    "RateLimit",
+    "RateLimit-Limit",
+    "RateLimit-Remaining",
+    "RateLimit-Reset",
+)
 
 
 class RateHeaders:
@@ -40,10 +50,12 @@ class RateHeaders:
 def _headers(quota: Quota) -> dict[str, str]:
     rate = quota.rate
     window = math.ceil(rate.burst * rate.seconds / rate.requests)
+    reset = math.ceil(quota.reset_s)
     values = (
+        f'"key";q={rate.burst};w={window}',
+        f'"key";r={quota.remaining};t={reset}',
         str(rate.burst),
         str(quota.remaining),
-        str(math.ceil(quota.reset_s)),
-        f"{rate.burst};w={window}",
+        str(reset),
     )
     return dict(zip(RATE_HEADERS, values, strict=True))

@@ -44,14 +44,16 @@ async def test_the_rate_of_a_key(client: httpx2.AsyncClient, key: MakeKey) -> No
         answer = await client.post("/v1/echo", content=PNG, headers=headers)
         assert answer.status_code == 200
         assert answer.headers["ratelimit-limit"] == "2"
-        assert answer.headers["ratelimit-policy"] == "2;w=3600"
-        left.append((answer.headers["ratelimit-remaining"], answer.headers["ratelimit-reset"]))
-    assert left == [("1", "1800"), ("0", "3600")]
+        assert answer.headers["ratelimit-policy"] == '"key";q=2;w=3600'
+        names = ("ratelimit", "ratelimit-remaining", "ratelimit-reset")
+        left.append(tuple(answer.headers[name] for name in names))
+    assert left == [('"key";r=1;t=1800', "1", "1800"), ('"key";r=0;t=3600', "0", "3600")]
     late = await client.post("/v1/echo", content=PNG, headers=headers)
     refused(late, 429, "rate_limited", "2/h")
     assert late.json()["limit"] == {"name": "rate", **TWO_AN_HOUR}
     assert 1700 < int(late.headers["retry-after"]) <= 1800
     assert late.headers["ratelimit-remaining"] == "0"
+    assert late.headers["ratelimit"].startswith('"key";r=0;t=')
     # Refusals use nothing up; other keys have rates of their own; a page needs none.
     assert (await client.get("/v1/jobs", headers=headers)).headers["retry-after"] == late.headers[
         "retry-after"
