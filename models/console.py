@@ -88,13 +88,18 @@ def progress_bars() -> Iterator[Watch]:
 
     def watch(source: Source) -> Watcher:
         progress.start()
-        bar = progress.add_task(source.url.rsplit("/", 1)[-1], total=None)
+        bar = progress.add_task(_shown_name(source.url), total=None)
         return lambda received, total: progress.update(bar, completed=received, total=total)
 
     try:
         yield watch
     finally:
         progress.stop()
+
+
+def _shown_name(url: str) -> str:
+    """Return the last part of the address's path; some end in a slash and say more in the query."""
+    return url.partition("?")[0].rstrip("/").rpartition("/")[2]
 
 
 def report(installed: Installed) -> None:

@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional
 
 from models import imagenet
-from models.architecture import Architecture, StateDict, Variant, unwrapped
+from models.architecture import Architecture, Source, StateDict, Variant, unwrapped
 from models.demo import shapes
 from models.layers.classifier import Classifier
 from models.registry import register
@@ -40,6 +40,17 @@ SPECTRA: dict[str, tuple[Spectrum, ...]] = {
     "7x7": (None, None, None, None),
     "gf": (None, None, (14, 8), (7, 4)),
     "gf-384": (None, None, (24, 13), (12, 7)),
+}
+
+# Where the authors share their files of ImageNet-1k: (size, mixer): the share's name.
+_SHARE = "https://cloud.tsinghua.edu.cn/f"
+_SHARED = {
+    ("tiny", "7x7"): "bac9690c72944d19aca1",
+    ("tiny", "gf"): "460e759c82324ea6bfa3",
+    ("small", "7x7"): "8ef64277da0e469ea857",
+    ("small", "gf"): "959603ca287d4c09ad49",
+    ("base", "7x7"): "13a748487711492e9704",
+    ("base", "gf"): "c212d1d8a3914b47a5c1",
 }
 
 # name: (long name, width of the first stage, {mixer: (multiply-adds, top-1 of ImageNet-1k)})
@@ -177,6 +188,11 @@ class HorNet(nn.Module):
         return self.head(self.norm(x.mean((2, 3))))
 
 
+def _sources(size: str, mixer: str) -> tuple[Source, ...]:
+    share = _SHARED.get((size, mixer))
+    return (Source(f"{_SHARE}/{share}/?dl=1"),) if share else ()
+
+
 def _variants() -> dict[str, Variant]:
     variants = [
         Variant(
@@ -206,6 +222,7 @@ def _variants() -> dict[str, Variant]:
                     },
                     image=imagenet.evaluation(size) if size < 384 else imagenet.squashed(size),
                     labels=imagenet.labels(),
+                    sources=_sources(name, mixer),
                     metrics=(
                         imagenet.top1(score, f"{title}, {mixer}, 1k, {size}x{size}")
                         if score

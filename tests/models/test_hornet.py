@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,14 @@ def test_input_of_each_resolution() -> None:
         assert (image.height, image.width, image.interpolation) == (size, size, "bicubic")
         expected = ("squash", None) if size == 384 else ("shorter-side", 256)
         assert (image.resize, image.resize_to) == expected
+
+
+def test_every_published_file_of_imagenet_1k_has_one_variant() -> None:
+    """The authors share one file for each size and mixer, under names that say nothing."""
+    sources = {name: [s.url for s in v.sources] for name, v in HORNET.variants.items() if v.sources}
+    sizes = {f"{size}-{mixer}" for size in ("tiny", "small", "base") for mixer in ("7x7", "gf")}
+    assert sources.keys() == sizes
+    assert len({url for urls in sources.values() for url in urls}) == len(sizes)
+    for urls in sources.values():
+        assert len(urls) == 1
+        assert re.fullmatch(r"https://cloud\.tsinghua\.edu\.cn/f/[0-9a-f]{20}/\?dl=1", urls[0])
