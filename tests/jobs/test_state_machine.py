@@ -313,7 +313,11 @@ class QueueMachine(RuleBasedStateMachine):
     def jobs_are_as_the_model_says(self) -> None:
         positions = []
         parked = self.parked()
-        for job, model in zip(self.run(self.all_jobs()), self.model.values(), strict=True):
+        page = self.run(self.queue.list(None, limit=1000))
+        assert page.cursor is None
+        assert {job.id for job in page.jobs} == self.model.keys()
+        for job in page.jobs:
+            model = self.model[job.id]
             assert (job.state, job.attempt, job.failures, job.cancel_requested) == (
                 model.state,
                 model.attempt,
@@ -345,9 +349,6 @@ class QueueMachine(RuleBasedStateMachine):
         self.waits_since = {
             who: self.waits_since.get(who, self.claimed) for who in waiting if self.room(who) > 0
         }
-
-    async def all_jobs(self) -> list[Job]:
-        return await asyncio.gather(*map(self.queue.get, self.model))
 
     @invariant()
     def counts_are_as_the_model_says(self) -> None:
