@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import zlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,11 +96,14 @@ class Golden:
         Entries that start with one of `without` are left out and never drawn (weights that the
         reference holds but does not use, buffers that keep their constructed values).
         """
-        return {
-            name: entry(name, shape)
+        wanted = {
+            name: shape
             for name, shape in self.state
             if name.startswith(prefixes) and not (without and name.startswith(without))
         }
+        # Drawing lets other threads run.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return dict(zip(wanted, pool.map(entry, wanted, wanted.values()), strict=True))
 
     def input(self, name: str) -> torch.Tensor:
         """Return one input. Raises KeyError."""
