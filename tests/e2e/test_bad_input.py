@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import av
 import httpx2
@@ -26,6 +27,8 @@ from PIL import Image
 from models.demo import shapes
 from models.demo.clips import clip_bytes
 from tests.e2e.service import Service
+from tests.media.clips import write_clip
+from tests.media.test_video import without_samples
 
 pytestmark = pytest.mark.slow
 
@@ -123,6 +126,13 @@ REFUSED: dict[str, tuple[str, bytes, str, int, str]] = {
         "video/mp4",
         400,
         "no_video_stream",
+    ),
+    "MP4 with no frames": (
+        "/v1/deepfake",
+        without_samples(silent_video(3)),
+        "video/mp4",
+        400,
+        "no_frames",
     ),
     "malformed JSON": ("/v1/classify", b'{"url": ', "application/json", 400, "malformed_json"),
     "JSON of a wrong type": (
@@ -356,6 +366,12 @@ def test_a_variable_frame_rate_is_handled(service: Service) -> None:
     gaps = {round(b - a, 3) for a, b in itertools.pairwise(times)}
     assert len(gaps) > 1
     assert answer["faces"]
+
+
+def test_a_rotated_video_is_judged_upright(service: Service, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "a.mp4", frames=3, size=(128, 96), rotation=90)
+    answer = service.post("/v1/deepfake", clip.read_bytes(), "video/mp4")
+    assert (answer["sampling"]["width"], answer["sampling"]["height"]) == (96, 128)
 
 
 def test_unknown_paths_and_methods(service: Service) -> None:
