@@ -10,7 +10,7 @@ from pathlib import Path
 from service.errors import BadInput, PayloadTooLarge, UnsupportedMedia
 from service.media.sniff import HEAD_BYTES, Kind, sniff
 from service.settings import LimitSettings
-from service.storage.scratch import scratch
+from service.storage.scratch import scratch, writing
 from service.tasks.contract import Upload
 
 _FLUSH_BYTES = 1024 * 1024
@@ -59,7 +59,10 @@ class Spool:
             raise self._unsupported(f"media type {self._declared}")
 
     async def write(self, chunk: bytes) -> None:
-        """Take the next bytes. Raises UnsupportedMedia, PayloadTooLarge."""
+        """Take the next bytes.
+
+        Raises UnsupportedMedia, PayloadTooLarge, StorageFull, StorageUnavailable.
+        """
         self._size += len(chunk)
         self._buffer += chunk
         if self._media is None:
@@ -76,7 +79,7 @@ class Spool:
                 await self._flush()
 
     async def finish(self) -> Upload:
-        """Return the upload once all bytes are in. Raises BadInput where there were none."""
+        """Return the upload once all bytes are in. Raises BadInput where there were none, and as `write`."""
         if not self._size:
             raise BadInput("The file is empty.", code="empty_body")
         kind, content_type = self._media or self._identify()
@@ -137,5 +140,5 @@ def _declared_kind(declared: str) -> Kind | None:
 
 
 def _append(path: Path, chunk: bytearray) -> None:
-    with path.open("ab") as file:
+    with writing(), path.open("ab") as file:
         file.write(chunk)

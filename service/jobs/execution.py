@@ -26,7 +26,7 @@ from service.jobs.record import Job, JobError, JobProgress, JobResult
 from service.jobs.results import ResultStore
 from service.observability.tracing import attempt
 from service.settings import Settings
-from service.storage.scratch import scratch
+from service.storage.scratch import scratch, writing
 from service.storage.store import Store
 from service.tasks.contract import Context, Pipeline, Progress, Upload
 from service.triton.call import Call, calling
@@ -224,7 +224,7 @@ class Execution:
             return
         with scratch() as directory:
             path = directory / "upload"
-            with path.open("wb") as file:
+            with writing(), path.open("wb") as file:
                 async for piece in await self._place.store.stream(submission.upload_key):
                     await asyncio.to_thread(file.write, piece)
             yield Upload(content_type, path, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -9,6 +10,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from service.errors import StorageFull, StorageUnavailable
+
+NO_ROOM = (errno.EFBIG, errno.ENOSPC, errno.EDQUOT)
+"""What the system says where a file system or a quota is full."""
 
 _PREFIX = "vitrine-scratch-"
 
@@ -18,14 +24,26 @@ def scratch() -> Iterator[Path]:
     """Give a new directory in the system's place for such, and remove it in the end.
 
     The process holds a lock on it, which the kernel takes back however the process ends; whatever
-    has no lock is `remove_abandoned`'s.
+    has no lock is `remove_abandoned`'s. Raises StorageFull, StorageUnavailable.
     """
-    path, lock = _make()
+    with writing():
+        path, lock = _make()
     try:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
         os.close(lock)
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """Tell callers of a file system that takes no temporary files. Raises StorageFull, StorageUnavailable."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise StorageFull("There is no room for temporary files.") from error
+        raise StorageUnavailable("Temporary files cannot be written.") from error
 
 
 def remove_abandoned() -> None:

@@ -19,6 +19,7 @@ from obstore.store import LocalStore, S3Store
 
 from service.errors import NotFound, StorageFull, StorageUnavailable
 from service.settings import Settings
+from service.storage.scratch import NO_ROOM
 
 CHUNK_BYTES = 1024 * 1024
 _KEY = re.compile(r"(uploads|results)(/[A-Za-z0-9][A-Za-z0-9_.-]{0,127}){1,5}")
@@ -211,8 +212,6 @@ def _mapped(message: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise NotFound("The stored file is gone.", code="file_not_found") from error
     except (BaseError, OSError) as error:
-        if _FULL.search(str(error)) or (
-            isinstance(error, OSError) and error.errno in (27, 28, 122)
-        ):
+        if _FULL.search(str(error)) or (isinstance(error, OSError) and error.errno in NO_ROOM):
             raise StorageFull("The storage has no room.") from error
         raise StorageUnavailable(message) from error

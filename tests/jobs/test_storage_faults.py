@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,12 +25,12 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
         yield disk
 
 
-async def with_upload(bench: Bench) -> Job:
+async def with_upload(bench: Bench, media_type: str = "image/png") -> Job:
     """Submit a job that gives its upload back."""
     made = submission()
     key = upload_key(made.id)
-    await bench.store.put(key, PICTURE, "image/png")
-    described = {"upload_key": key, "upload_type": "image/png", "upload_name": "a.png"}
+    await bench.store.put(key, PICTURE, media_type)
+    described = {"upload_key": key, "upload_type": media_type, "upload_name": "a.png"}
     return await bench.queue.submit(made.model_copy(update=described))
 
 
@@ -65,3 +66,29 @@ async def test_a_read_only_disk_is_waited_for(redis_settings: RedisSettings, dis
     assert waiting.state is State.QUEUED
     assert done.result is not None
     assert [file.bytes for file in done.result.files] == [len(PICTURE)]
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"), [("full", "storage_full"), ("read-only", "storage_unavailable")]
+)
+async def test_a_worker_without_room_for_temporary_files(
+    redis_settings: RedisSettings,
+    disk: Disk,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+    code: str,
+) -> None:
+    """A clip is fetched into a temporary file first."""
+    monkeypatch.setattr(tempfile, "tempdir", str(disk.path))
+    async with bench_over(redis_settings, tmp_path / "storage") as bench:
+        job = await with_upload(bench, "video/mp4")
+        if fault == "full":
+            disk.fill()
+        else:
+            disk.read_only(True)
+        async with bench.worker():
+            failed = await bench.until(job, State.FAILED)
+    assert failed.error is not None
+    assert failed.error.code == code
+    assert failed.failures == (0 if fault == "full" else 3)
