@@ -22,6 +22,7 @@ FAMILIES = (
     "generation",
     "views",
     "embedding",
+    "reconstruction",
     "explanation",
     "acceleration",
 )

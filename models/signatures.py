@@ -71,6 +71,18 @@ SIGNATURES: dict[Task, Signature] = {
             TensorSpec("FEATURES", "TYPE_FP32", (-1, -1, -1), optional=True),
         ),
     ),
+    # SHARE of the picture is hidden, SEED decides which parts. RESTORED has the prediction where HIDDEN [h, w] is 1.
+    Task.RECONSTRUCTION: Signature(
+        (
+            _IMAGE,
+            TensorSpec("SHARE", "TYPE_FP32", (1,), optional=True),
+            TensorSpec("SEED", "TYPE_INT64", (1,), optional=True),
+        ),
+        (
+            TensorSpec("RESTORED", "TYPE_UINT8", (3, -1, -1)),
+            TensorSpec("HIDDEN", "TYPE_UINT8", (-1, -1)),
+        ),
+    ),
     # One request is one view of a video or a batch of them: frames in order of time.
     Task.VIDEO_CLASSIFICATION: Signature(
         (TensorSpec("FRAMES", "TYPE_UINT8", (-1, 3, -1, -1)),), (_SCORES,)

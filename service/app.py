@@ -39,6 +39,7 @@ from service.tasks.deepfake.endpoints import router as deepfake
 from service.tasks.embed.endpoints import router as embed
 from service.tasks.explain.endpoints import router as explain
 from service.tasks.generate.endpoints import router as generate
+from service.tasks.reconstruct.endpoints import router as reconstruct
 from service.triton.endpoints import router as models
 from service.web.endpoints import mount_pages
 
@@ -98,7 +99,8 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     problems.register(app)
-    for router in (classify, deepfake, embed, explain, generate, jobs, models, operations):
+    tasks = (classify, deepfake, embed, explain, generate, reconstruct)
+    for router in (*tasks, jobs, models, operations):
         app.include_router(router)
     mount_pages(app)
     # The last one added is the outermost.

@@ -57,7 +57,7 @@ _DATASETS = {
     "covidx": ("COVIDx", COVIDX, "accuracy"),
 }
 # name: (title, width, heads, X-rays seen in pre-training, per cent on each data set)
-_SIZES = {
+SIZES = {
     "vit-small": ("ViT-S/16", 384, 6, "0.3 M", {"nih": 82.3, "chexpert": 89.2, "covidx": 95.2}),
     "vit-base": ("ViT-B/16", 768, 12, "0.5 M", {"nih": 83.0, "chexpert": 89.3, "covidx": 95.3}),
 }
@@ -74,22 +74,22 @@ _COMPARED = {
 }
 
 _RESEARCH = "A network of research, not a medical device: no threshold of a finding is published."
-_BY_HAND = "The authors' weights lie on Google Drive; download them by hand and add the file."
+BY_HAND = "The authors' weights lie on Google Drive; download them by hand and add the file."
 _MERGED = (
     "The published accuracy counts `positive` and `pneumonia` as one class of three, after the best "
     "of the four outputs is taken."
 )
 
 
-def _image() -> ImageInput:
+def x_ray_input() -> ImageInput:
     """Return the evaluation of all networks: grey pictures as RGB, mean and deviation of X-rays."""
     return imagenet.evaluation(224).model_copy(update={"mean": (0.5056,) * 3, "std": (0.252,) * 3})
 
 
 def _configuration(network: str, classes: int) -> dict[str, Any]:
-    if network not in _SIZES:
+    if network not in SIZES:
         return {"convolutional": network, "num_classes": classes}
-    _, dim, heads, _, _ = _SIZES[network]
+    _, dim, heads, _, _ = SIZES[network]
     return {
         "image_size": 224,
         "patch_size": 16,
@@ -102,11 +102,11 @@ def _configuration(network: str, classes: int) -> dict[str, Any]:
 
 def _variant(network: str, dataset: str, suffix: str, value: float, note: str) -> Variant:
     title, labels, metric = _DATASETS[dataset]
-    notes = (_BY_HAND, _RESEARCH)
+    notes = (BY_HAND, _RESEARCH)
     return Variant(
         f"{network}-{dataset}{suffix}",
         config=_configuration(network, len(labels)),
-        image=_image(),
+        image=x_ray_input(),
         labels=labels,
         metrics=(Metric(name=metric, value=value, dataset=title, origin="published", note=note),),
         notes=(*notes, _MERGED) if dataset == "covidx" else notes,
@@ -132,7 +132,7 @@ def _variants() -> dict[str, Variant]:
     ]
     variants += [
         _variant(network, dataset, "", value, f"{title}, MAE on {seen} X-rays")
-        for network, (title, _, _, seen, values) in _SIZES.items()
+        for network, (title, _, _, seen, values) in SIZES.items()
         for dataset, value in values.items()
     ]
     variants += [
@@ -142,6 +142,16 @@ def _variants() -> dict[str, Variant]:
     return {variant.name: variant for variant in variants}
 
 
+PAPER = Paper(
+    slug="mae-thorax",
+    title="Delving into Masked Autoencoders for Multi-Label Thorax Disease Classification",
+    year=2022,
+    arxiv="2210.12843",
+)
+# The authors' files of networks come from Meta's MAE, which forbids commercial use.
+LICENCE = Licence(code="Apache-2.0, in part CC-BY-NC-4.0", weights="none stated", commercial=False)
+
+
 @register
 class MAEThoraxArchitecture(Architecture):
     """Vision transformers that find thorax diseases on chest X-rays."""
@@ -149,17 +159,9 @@ class MAEThoraxArchitecture(Architecture):
     slug = "mae-thorax"
     title = "MAE for thorax disease"
     task = Task.CLASSIFICATION
-    paper = Paper(
-        slug="mae-thorax",
-        title="Delving into Masked Autoencoders for Multi-Label Thorax Disease Classification",
-        year=2022,
-        arxiv="2210.12843",
-    )
+    paper = PAPER
     origin = "library"
-    # The authors' files of networks come from Meta's MAE, which forbids commercial use.
-    licence = Licence(
-        code="Apache-2.0, in part CC-BY-NC-4.0", weights="none stated", commercial=False
-    )
+    licence = LICENCE
     activation = "sigmoid"
     variants = _variants()
 

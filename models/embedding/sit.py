@@ -25,12 +25,12 @@ from models.registry import register
 from models.serving import Device, Predictor
 from service.triton.cards import Card, Licence, Paper, Task
 
-_SIZES = ("image_size", "patch_size", "dim", "depth", "heads")
+SIZES = ("image_size", "patch_size", "dim", "depth", "heads")
 
 # name: (width, heads, multiply-adds at 224)
 _PLAIN = {"tiny": (192, 3, 1.25e9), "small": (384, 6, 4.60e9), "base": (768, 12, 17.6e9)}
 
-_BY_HAND = "The authors share checkpoints on a shared drive only: download one by hand and add it."
+BY_HAND = "The authors share checkpoints on a shared drive only: download one by hand and add it."
 
 # What precedes a classifier's or a pretraining task's entries in checkpoints of 2021.
 _TASKS_2021 = ("rot_head.", "contrastive_head.", "convTrans.", "pre_logits_")
@@ -70,7 +70,7 @@ def _variants() -> dict[str, Variant]:
                 },
                 image=imagenet.evaluation(224),
                 flops=int(flops),
-                notes=(_BY_HAND, "Of student and teacher in a checkpoint, the teacher is served."),
+                notes=(BY_HAND, "Of student and teacher in a checkpoint, the teacher is served."),
             )
         )
     variants.append(
@@ -87,10 +87,19 @@ def _variants() -> dict[str, Variant]:
             },
             image=imagenet.evaluation(224),
             flops=int(_PLAIN["base"][2]),
-            notes=(_BY_HAND, "The embedding is the contrastive token, not the rotation token."),
+            notes=(BY_HAND, "The embedding is the contrastive token, not the rotation token."),
         )
     )
     return {variant.name: variant for variant in variants}
+
+
+PAPER = Paper(
+    slug="sit",
+    title="SiT: Self-supervised vIsion Transformer",
+    year=2021,
+    arxiv="2104.03602",
+)
+LICENCE = Licence(code="GPL (no version stated)", weights="GPL (no version stated)")
 
 
 @register
@@ -100,14 +109,9 @@ class SiTArchitecture(Architecture):
     slug = "sit"
     title = "SiT"
     task = Task.EMBEDDING
-    paper = Paper(
-        slug="sit",
-        title="SiT: Self-supervised vIsion Transformer",
-        year=2021,
-        arxiv="2104.03602",
-    )
+    paper = PAPER
     origin = "own"
-    licence = Licence(code="GPL (no version stated)", weights="GPL (no version stated)")
+    licence = LICENCE
     variants = _variants()
 
     def network(self, config: Mapping[str, Any]) -> nn.Module:
@@ -116,7 +120,7 @@ class SiTArchitecture(Architecture):
         `head`: None for an encoder; `pretraining` (`out_dim`, in 2022 also `hidden_dim`) or
         `classes` (`num_classes`, in 2021 also `representation_size`) for the authors' whole networks.
         """
-        sizes = {name: config[name] for name in _SIZES}
+        sizes = {name: config[name] for name in SIZES}
         head = config["head"]
         if config["form"] == 2021:
             optional = ("out_dim", "num_classes", "representation_size")

@@ -14,6 +14,7 @@ from service.cli.generate import generate
 from service.cli.jobs import jobs
 from service.cli.keys import keys
 from service.cli.models import models
+from service.cli.reconstruct import reconstruct
 from service.cli.up import up
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", add_completion=False)
@@ -38,6 +39,7 @@ app.command()(classify)
 app.command()(deepfake)
 app.command()(embed)
 app.command()(explain)
+app.command()(reconstruct)
 app.add_typer(generate, name="generate")
 app.add_typer(jobs, name="jobs")
 app.add_typer(models, name="models")

@@ -74,6 +74,12 @@ class Client:
         """Show what a classifier went by in a picture. `parameters`: model, class_index, drawings."""
         return self._upload("/v1/explain", path, parameters)
 
+    def reconstruct(
+        self, path: str | os.PathLike[str], parameters: Mapping[str, Any] | None = None
+    ) -> Document:
+        """Let a model complete a picture of which parts are hidden. `parameters`: model, share, seed, pictures."""
+        return self._upload("/v1/reconstruct", path, parameters)
+
     def embed(
         self,
         paths: Sequence[str | os.PathLike[str]],

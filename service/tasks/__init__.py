@@ -10,6 +10,7 @@ from service.tasks.deepfake.pipeline import DetectDeepfake
 from service.tasks.embed.pipeline import Embed
 from service.tasks.explain.pipeline import Explain
 from service.tasks.generate.pipeline import GenerateImage
+from service.tasks.reconstruct.pipeline import Reconstruct
 from service.tasks.video_classification.pipeline import ClassifyVideo
 
 __all__ = ["PIPELINES"]
@@ -23,6 +24,7 @@ PIPELINES: dict[str, Pipeline[Any]] = {
         Embed(),
         Explain(),
         GenerateImage(),
+        Reconstruct(),
     )
 }
 """Every task by the name that job records, paths and metrics use."""

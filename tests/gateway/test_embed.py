@@ -1,4 +1,4 @@
-"""`POST /v1/embed` all the way: a real Triton that serves small networks with random weights."""
+"""`POST /v1/embed` and `/v1/reconstruct` all the way: a real Triton that serves small networks with random weights."""
 
 from __future__ import annotations
 
@@ -35,19 +35,25 @@ from tests.triton.server import triton
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
-SLUGS = ("dvt", "sit", "tov-vicreg")
+# Slug -> the variant that is served as `<slug>-random`.
+SERVED = {
+    "dvt": "demo",
+    "sit": "demo",
+    "sit-reconstruction": "demo",
+    "tov-vicreg": "demo",
+}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("embed")
     write_catalogue(folder / "repository")
-    for slug in SLUGS:
+    for slug, variant in SERVED.items():
         found = architecture(slug)
         torch.manual_seed(0)
-        network = found.network(found.config("demo"))
+        network = found.network(found.config(variant))
         save_file(network.state_dict(), folder / f"{slug}.safetensors")
-        card = found.card("demo", id=f"{slug}-random", weights=WeightsRecord(kind="random"))
+        card = found.card(variant, id=f"{slug}-random", weights=WeightsRecord(kind="random"))
         parts = {"model.safetensors": folder / f"{slug}.safetensors"}
         write_entry(folder / "repository", card, parts, "cpu")
     return folder
@@ -56,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def gateway(folder: Path, redis_server: RedisServer) -> AsyncIterator[httpx2.AsyncClient]:
     async with triton(folder / "repository", [CATALOGUE]) as client:
-        for slug in SLUGS:
+        for slug in SERVED:
             await _load(client, f"{slug}-random")
         address = TritonSettings(url=client._settings.url)
         settings = settings_for(redis_server, folder, triton=address)
@@ -91,17 +97,25 @@ def _form(*images: Image.Image) -> list[tuple[str, tuple[str, bytes, str]]]:
 def _expected(folder: Path, slug: str, *images: Image.Image) -> Arrays:
     """Return what the network says in this process of pictures, or of the frames of one stack."""
     found = architecture(slug)
-    card = found.card("demo", weights=WeightsRecord(kind="random"))
+    card = found.card(SERVED[slug], weights=WeightsRecord(kind="random"))
     assert card.image is not None
     pixels = [to_model_input(image, card.image) for image in images]
     batch = np.concatenate(pixels)[None] if card.clip else np.stack(pixels)
+    return _predictor(folder, slug).predict(
+        {"IMAGE": batch, "DENSE": np.ones((len(batch), 1), np.int32)}
+    )
+
+
+def _predictor(folder: Path, slug: str) -> Predictor:
+    found = architecture(slug)
+    card = found.card(SERVED[slug], weights=WeightsRecord(kind="random"))
     (folder / "1").mkdir(exist_ok=True)
     weights = folder / "1" / "model.safetensors"
     weights.unlink(missing_ok=True)
     weights.symlink_to(folder / f"{slug}.safetensors")
     predictor = found.load(card, folder / "1", Device())
     assert isinstance(predictor, Predictor)
-    return predictor.predict({"IMAGE": batch, "DENSE": np.ones((len(batch), 1), np.int32)})
+    return predictor
 
 
 @pytest.mark.parametrize("slug", ["dvt", "sit"])
@@ -135,6 +149,40 @@ async def test_frames_make_one_vector(gateway: httpx2.AsyncClient, folder: Path)
     np.testing.assert_allclose(vector, expected, rtol=1e-3, atol=1e-4)
     refused(
         await gateway.post(query, files=_form(*images[:2])), 422, "missing_input", "oldest first"
+    )
+
+
+async def test_a_picture_is_completed(gateway: httpx2.AsyncClient, folder: Path) -> None:
+    sent = _form(_picture(6, (64, 64)))
+    answer = await gateway.post("/v1/reconstruct?seed=5&share=0.4", files=sent)
+    assert answer.status_code == 200, answer.text
+    document = answer.json()
+    expected = _predictor(folder, "sit-reconstruction").predict(
+        {
+            "IMAGE": np.asarray(_picture(6, (64, 64))).transpose(2, 0, 1)[None],
+            "SHARE": np.array([[0.4]], np.float32),
+            "SEED": np.array([[5]], np.int64),
+        }
+    )
+    hidden = expected["HIDDEN"][0].astype(bool)
+    assert document["hidden"] == pytest.approx(hidden.mean())
+    assert (document["model"], document["seed"]) == ("sit-reconstruction-random", 5)
+    files = {f["name"]: base64.b64decode(f["data"].partition(",")[2]) for f in document["files"]}
+    assert files.keys() == {"restored.png", "seen.png"}
+    restored = np.asarray(Image.open(BytesIO(files["restored.png"]))).astype(int)
+    assert np.abs(restored - expected["RESTORED"][0].transpose(1, 2, 0)).max() <= 1
+    alone = await gateway.post(
+        "/v1/reconstruct?seed=5&share=0.4&pictures=restored",
+        files=sent,
+        headers={"Accept": "image/png"},
+    )
+    assert alone.headers["content-type"] == "image/png"
+    assert alone.content == files["restored.png"]
+    refused(
+        await gateway.post("/v1/reconstruct?share=1.5", files=sent),
+        422,
+        "invalid_parameter",
+        "from 0.05",
     )
 
 

@@ -38,7 +38,14 @@ schemathesis.serializer.alias("video/*", "application/octet-stream")
 schema = schemathesis.openapi.from_dict(create_app(Settings()).openapi())
 # No schema can say which bytes are a picture, which address may be fetched, or that a parameter
 # in the query must not contradict the body.
-TASKS = ("/v1/classify", "/v1/deepfake", "/v1/embed", "/v1/explain", "/v1/generate/image")
+TASKS = (
+    "/v1/classify",
+    "/v1/deepfake",
+    "/v1/embed",
+    "/v1/explain",
+    "/v1/generate/image",
+    "/v1/reconstruct",
+)
 
 
 def operations() -> list[tuple[str, str, dict[str, Any]]]:

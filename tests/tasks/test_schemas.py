@@ -42,5 +42,6 @@ def test_every_task_is_listed_by_its_name() -> None:
         "embed",
         "explain",
         "generate-image",
+        "reconstruct",
     }
     assert all(name == pipeline.name for name, pipeline in PIPELINES.items())
