@@ -63,12 +63,19 @@ SIGNATURES: dict[Task, Signature] = {
     Task.CLASSIFICATION: Signature((_IMAGE, _CLASS), (_SCORES, *_evidence(optional=True))),
     # Networks made to explain; they always do. Without CLASS: the most probable one.
     Task.EXPLANATION: Signature((_IMAGE, _CLASS), (_SCORES, *_evidence(optional=False))),
-    # A request with DENSE (1) is answered with the map of features too, [h, w, C].
+    # A request with DENSE (1) is answered with the map of features too, [h, w, C]; one with what came BEFORE and AFTER,
+    # of models that can tell, with the probability that the three are IN_ORDER.
     Task.EMBEDDING: Signature(
-        (_IMAGE, TensorSpec("DENSE", "TYPE_INT32", (1,), optional=True)),
+        (
+            _IMAGE,
+            TensorSpec("DENSE", "TYPE_INT32", (1,), optional=True),
+            TensorSpec("BEFORE", "TYPE_UINT8", (3, -1, -1), optional=True),
+            TensorSpec("AFTER", "TYPE_UINT8", (3, -1, -1), optional=True),
+        ),
         (
             TensorSpec("EMBEDDING", "TYPE_FP32", (-1,)),
             TensorSpec("FEATURES", "TYPE_FP32", (-1, -1, -1), optional=True),
+            TensorSpec("IN_ORDER", "TYPE_FP32", (1,), optional=True),
         ),
     ),
     # SHARE of the picture is hidden, SEED decides which parts. RESTORED has the prediction where HIDDEN [h, w] is 1.

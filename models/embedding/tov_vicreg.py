@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -21,8 +22,8 @@ from models.architecture import Architecture, StateDict, Variant, unwrapped
 from models.layers.dino_vit import DinoViT
 from models.layers.embedder import Embedder
 from models.registry import register
-from models.serving import Device, Predictor
-from service.triton.cards import Card, ClipInput, ImageInput, Licence, Paper, Task
+from models.serving import Arrays, Device, Predictor
+from service.triton.cards import Card, ClipInput, ImageInput, Licence, Paper, Parameter, Task
 
 _SIZES = ("table_size", "patch_size", "dim", "depth", "heads")
 
@@ -54,7 +55,8 @@ _PUBLISHED: dict[str, tuple[int, int, int, float | None]] = {
 class TOVVICReg(nn.Module):
     """The encoder with what it is trained by: a projector and a layer that judges the order.
 
-    Maps an observation [B, 3, H, W] to its projection [B, projection].
+    Maps an observation [B, 3, H, W] to its projection [B, projection]; without widths of a projector to its
+    embedding.
     """
 
     def __init__(self, backbone: DinoViT, projection: Sequence[int]) -> None:
@@ -65,7 +67,8 @@ class TOVVICReg(nn.Module):
         widths = (dim, *projection)
         for before, after in itertools.pairwise(widths[:-1]):
             layers += [nn.Linear(before, after), nn.BatchNorm1d(after), nn.ReLU()]
-        layers.append(nn.Linear(widths[-2], widths[-1], bias=False))
+        if projection:
+            layers.append(nn.Linear(widths[-2], widths[-1], bias=False))
         self.projector = nn.Sequential(*layers)
         self.temporal_order_predictor = nn.Sequential(nn.Linear(3 * dim, 1))
 
@@ -81,6 +84,36 @@ class TOVVICReg(nn.Module):
     ) -> torch.Tensor:
         """Return the logit [B, 1] that three embeddings [B, dim] are not in this order."""
         return self.temporal_order_predictor(torch.cat((now, before, after), dim=1))
+
+
+class OrderingEmbedder(Embedder):
+    """An embedding that with BEFORE and AFTER, like IMAGE, also tells whether the three are in order.
+
+    IN_ORDER float32 [B, 1]: the probability that BEFORE, IMAGE and AFTER follow each other.
+    """
+
+    @torch.inference_mode()
+    def predict(self, batch: Arrays) -> Arrays:
+        answer = super().predict(batch)
+        if "BEFORE" not in batch or "AFTER" not in batch:
+            return answer
+        network = cast(TOVVICReg, self._network)
+        with self._device.autocast():
+            now, before, after = (
+                network.represent(self._normalise(batch[name]))[0]
+                for name in ("IMAGE", "BEFORE", "AFTER")
+            )
+            logit = network.disorder(now, before, after)
+        return answer | {"IN_ORDER": (-logit.float()).sigmoid().cpu().numpy()}
+
+
+_ORDER = {
+    "order": Parameter(
+        type="boolean",
+        default=False,
+        description="Tell whether each three observations are in order.",
+    )
+}
 
 
 def _variants() -> dict[str, Variant]:
@@ -101,25 +134,35 @@ def _variants() -> dict[str, Variant]:
         )
     ]
     for name, (dim, heads, patch, flops) in _PUBLISHED.items():
-        variants.append(
-            Variant(
-                name,
-                config={
-                    "table_size": 224,
-                    "patch_size": patch,
-                    "dim": dim,
-                    "depth": 12,
-                    "heads": heads,
-                    "projection": None,
-                },
-                image=_FRAMES,
-                clip=_CLIP,
-                flops=None if flops is None else int(flops),
-                notes=(
-                    "The authors publish no checkpoint; add the `final_encoder.pth` of a training of yours.",
-                ),
-            )
+        encoder = Variant(
+            name,
+            config={
+                "table_size": 224,
+                "patch_size": patch,
+                "dim": dim,
+                "depth": 12,
+                "heads": heads,
+                "projection": None,
+            },
+            image=_FRAMES,
+            clip=_CLIP,
+            flops=None if flops is None else int(flops),
+            notes=(
+                "The authors publish no checkpoint; add the `final_encoder.pth` of a training of yours.",
+            ),
         )
+        variants += [
+            encoder,
+            replace(
+                encoder,
+                name=f"{name}-order",
+                config={**encoder.config, "projection": ()},
+                parameters=_ORDER,
+                notes=(
+                    "The authors publish no checkpoint; add the whole network of a training of yours.",
+                ),
+            ),
+        ]
     return {variant.name: variant for variant in variants}
 
 
@@ -142,7 +185,10 @@ class TOVVICRegArchitecture(Architecture):
     variants = _variants()
 
     def network(self, config: Mapping[str, Any]) -> nn.Module:
-        """Build the encoder; with `projection` (the projector's widths) the whole training network."""
+        """Build the encoder; with `projection` (the projector's widths) the whole training network.
+
+        Without any widths the projector is left out, and what judges the order is not.
+        """
         encoder = DinoViT(**{name: config[name] for name in _SIZES})
         if config["projection"] is None:
             return encoder
@@ -156,8 +202,12 @@ class TOVVICRegArchitecture(Architecture):
         if isinstance(checkpoint.get("teacher"), Mapping):
             checkpoint = checkpoint["teacher"]
         state = unwrapped(checkpoint)
-        if config["projection"] is not None:
+        if config["projection"]:
             return state
+        if config["projection"] is not None:
+            return {
+                name: value for name, value in state.items() if not name.startswith("projector.")
+            }
         # Beside the encoder there may be a second one that follows it, a projector, a predictor.
         for own in ("base_encoder.", "backbone."):
             if any(name.startswith(own) for name in state):
@@ -166,7 +216,7 @@ class TOVVICRegArchitecture(Architecture):
         return {name: value for name, value in state.items() if not name.startswith("head.")}
 
     def serve(self, network: nn.Module, card: Card, device: Device, folder: Path) -> Predictor:
-        return Embedder(network, card, device)
+        return (OrderingEmbedder if card.parameters else Embedder)(network, card, device)
 
 
 def _bare(name: str) -> str:

@@ -127,3 +127,29 @@ def test_frames_are_grey_channels_from_0_to_1() -> None:
         token, _ = network.represent(torch.tensor(frames / 255, dtype=torch.float32))
     answer = served.predict({"IMAGE": frames})
     np.testing.assert_allclose(answer["EMBEDDING"], token, atol=1e-5)
+
+
+def test_a_network_that_judges_the_order_is_taken_without_its_projector() -> None:
+    whole = TOV.network(TOV.config("tiny-patch16") | {"projection": (32, 32, 16)})
+    config = TOV.config("tiny-patch16-order")
+    network = TOV.network(config)
+    network.load_state_dict(TOV.translate(whole.state_dict(), config))
+    assert not any(name.startswith("projector.") for name in network.state_dict())
+
+
+def test_what_is_served_tells_the_order() -> None:
+    torch.manual_seed(0)
+    card = TOV.card("tiny-patch16-order", weights=WeightsRecord(kind="random"))
+    network = TOV.network(TOV.config("tiny-patch16-order")).eval()
+    served = TOV.serve(network, card, Device(), Path())
+    stream = np.random.default_rng(0)
+    before, now, after = stream.integers(0, 256, (3, 2, 3, 84, 84), dtype=np.uint8)
+    answer = served.predict({"IMAGE": now, "BEFORE": before, "AFTER": after})
+    vectors = [served.predict({"IMAGE": frames}) for frames in (now, before, after)]
+    assert all(vector.keys() == {"EMBEDDING"} for vector in vectors)
+    np.testing.assert_array_equal(answer["EMBEDDING"], vectors[0]["EMBEDDING"])
+    with torch.inference_mode():
+        logit = network.disorder(*(torch.from_numpy(v["EMBEDDING"]) for v in vectors))
+    np.testing.assert_allclose(answer["IN_ORDER"], (-logit).sigmoid().numpy(), atol=1e-6)
+    swapped = served.predict({"IMAGE": now, "BEFORE": after, "AFTER": before})
+    assert np.abs(swapped["IN_ORDER"] - answer["IN_ORDER"]).min() > 1e-5
