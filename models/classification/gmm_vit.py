@@ -28,6 +28,7 @@ from service.triton.cards import Card, ImageInput, Licence, Metric, Paper, Task
 
 # Of the network with the mask on pictures of 32x32; 64x64 pictures are cut into as many patches.
 _FLOPS = 170_900_000
+_UNPUBLISHED = "The authors publish no weights for this network."
 
 _CIFAR10 = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -90,6 +91,10 @@ _DATA_SETS: dict[str, tuple[str, int, int, tuple[str, ...], Any, Any, float, flo
         59.89,
     ),
 }
+
+
+# The authors' other two sizes, for which they give no accuracy: (width, heads, {side in pixels: side of a patch}).
+_OTHER_SIZES = {"base": (256, 4, {32: 2, 64: 8}), "heat": (192, 6, {32: 2, 64: 4})}
 
 
 def closeness(grid: int) -> torch.Tensor:
@@ -289,7 +294,27 @@ def _variants() -> dict[str, Variant]:
                         ),
                     ),
                     flops=_FLOPS if kernels else None,
-                    notes=("The authors publish no weights for this network.",),
+                    notes=(_UNPUBLISHED,),
+                )
+            )
+        for size, (dim, heads, patches) in _OTHER_SIZES.items():
+            variants.append(
+                Variant(
+                    f"{size}-{name}",
+                    config={
+                        "image_size": side,
+                        "patch_size": patches[side],
+                        "dim": dim,
+                        "depth": 8,
+                        "heads": heads,
+                        "head_dim": dim // heads,
+                        "mlp_ratio": 2.0,
+                        "kernels": 5,
+                        "num_classes": classes,
+                    },
+                    image=ImageInput(height=side, width=side, mean=mean, std=std),
+                    labels=labels,
+                    notes=(_UNPUBLISHED,),
                 )
             )
     return {variant.name: variant for variant in variants}

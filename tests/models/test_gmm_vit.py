@@ -96,3 +96,21 @@ def test_labels_are_in_the_order_of_the_data_sets() -> None:
     assert list(hundred) == sorted(hundred)
     assert "sweet pepper" in hundred
     assert GMM.variants["cifar10"].labels[3] == "cat"
+
+
+@pytest.mark.parametrize(
+    ("variant", "heads", "tokens"),
+    [
+        ("base-cifar10", 4, 256),
+        ("base-tiny-imagenet", 4, 64),
+        ("heat-svhn", 6, 256),
+        ("heat-tiny-imagenet", 6, 256),
+    ],
+)
+def test_grids_of_the_other_sizes(variant: str, heads: int, tokens: int) -> None:
+    with torch.device("meta"):
+        network = GMM.network(GMM.config(variant))
+    assert network.pos_embedding.shape[1] == tokens
+    (attention, _) = network.transformer.layers[0]
+    assert attention.fn.mask.sigma.shape == (5, heads, 1, 1)
+    assert attention.fn.to_out[0].in_features == network.pos_embedding.shape[2]
