@@ -37,6 +37,7 @@ from service.settings import Settings
 from service.tasks.classify.endpoints import router as classify
 from service.tasks.deepfake.endpoints import router as deepfake
 from service.tasks.embed.endpoints import router as embed
+from service.tasks.embed.examples_endpoints import router as examples
 from service.tasks.explain.endpoints import router as explain
 from service.tasks.generate.endpoints import router as generate
 from service.tasks.reconstruct.endpoints import router as reconstruct
@@ -99,7 +100,7 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     problems.register(app)
-    tasks = (classify, deepfake, embed, explain, generate, reconstruct)
+    tasks = (classify, deepfake, embed, examples, explain, generate, reconstruct)
     for router in (*tasks, jobs, models, operations):
         app.include_router(router)
     mount_pages(app)

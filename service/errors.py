@@ -4,7 +4,7 @@
     ├── BadInput 400
     ├── Unauthorized 401
     ├── Forbidden 403: CrossSiteRequest
-    ├── NotFound 404: ModelNotFound, JobNotFound
+    ├── NotFound 404: ModelNotFound, ExamplesNotFound, JobNotFound
     ├── RequestTimeout 408
     ├── Conflict 409: IdempotencyConflict, ResultNotReady
     ├── PayloadTooLarge 413
@@ -143,6 +143,12 @@ class ModelNotFound(NotFound):
     """No model of that id, or none for the task."""
 
     code, title = "model_not_found", "Model not found"
+
+
+class ExamplesNotFound(NotFound):
+    """No examples are kept under that name, or they are not yours."""
+
+    code, title = "examples_not_found", "Examples not found"
 
 
 class JobNotFound(NotFound):

@@ -29,6 +29,18 @@ def embed(
     normalize: Annotated[
         bool, typer.Option("--normalize", help="Scale the vectors to unit length.")
     ] = False,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="One label for each picture, separated by commas; empty for those to be labelled."
+        ),
+    ] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="Keep the examples in --labels under this name.")
+    ] = None,
+    examples: Annotated[
+        str | None, typer.Option(help="Label the pictures by examples that were kept.")
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Write the vectors as a NumPy file (.npy)."),
@@ -43,11 +55,20 @@ def embed(
     Examples:
       vitrine embed a.jpg b.jpg --similarity
       vitrine embed *.jpg -o vectors.npy
+      vitrine embed cat.jpg dog.jpg --labels cat,dog --keep pets
+      vitrine embed what.jpg --examples pets
       vitrine embed photo.jpg --json | jq '.data[0].embedding'
     """
     if output is not None and output.suffix.lower() != ".npy":
         fail(f"{output}: the file's name must end in .npy.", status=2)
-    parameters = {"model": model, "normalize": normalize, "encoding_format": "base64"}
+    parameters = {
+        "model": model,
+        "normalize": normalize,
+        "encoding_format": "base64",
+        "labels": labels,
+        "keep": keep,
+        "examples": examples,
+    }
     with connected(url, api_key) as client:
         answer = client.embed(files, parameters)
     vectors = np.stack([_vector(row["embedding"]) for row in answer["data"]])
@@ -63,6 +84,8 @@ def embed(
     names = [row["name"] for row in answer["data"]]
     if similarity:
         _show_similarity(names, cosines)
+    elif labels or examples:
+        _show_labels(answer["data"])
     else:
         _show_vectors(names, vectors)
     console.print(f"model {answer['model']}, {answer['dimensions']} dimensions", style="dim")
@@ -88,6 +111,19 @@ def _show_similarity(names: list[str], cosines: NDArray[np.float32]) -> None:
     table = _table("", *names)
     for name, row in zip(names, cosines, strict=True):
         table.add_row(Text(name, style="bold"), *(f"{value:.3f}" for value in row))
+    print_table(table)
+
+
+def _show_labels(rows: list[dict[str, Any]]) -> None:
+    table = _table("FILE", "LABEL", "COSINE")
+    for row in rows:
+        if row["predictions"] is None:
+            table.add_row(Text(row["name"], style="bold"), Text("example", style="dim"), "")
+            continue
+        best = row["predictions"][0]
+        table.add_row(
+            Text(row["name"], style="bold"), Text(best["label"]), f"{best['similarity']:.3f}"
+        )
     print_table(table)
 
 

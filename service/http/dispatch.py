@@ -89,7 +89,9 @@ class _Call:
         self._caller: Caller = request.state.caller
         self._key = idempotency_key(request)
         self._seconds = allowed_seconds(request, gateway.settings.limits.request_seconds)
-        self._context = Context(gateway.settings, gateway.triton)
+        self._context = Context(
+            gateway.settings, gateway.triton, store=gateway.store, tenant=self._caller.tenant
+        )
         self._given: TaskParameters = TaskParameters()
         request.state.timings = self._context.timings
 

@@ -205,7 +205,12 @@ class Execution:
             parameters = pipeline.parameters.model_validate(submission.parameters)
         except ValidationError as error:
             raise InvalidParameter(str(error)) from error
-        context = Context(settings=self._place.settings, triton=self._place.triton)
+        context = Context(
+            settings=self._place.settings,
+            triton=self._place.triton,
+            store=self._place.store,
+            tenant=self.claim.submission.tenant,
+        )
         async with self._upload() as upload:
             outcome = await pipeline.run(parameters, upload, context, self._report)
         return await self._results.save(self.claim.job.id, self.claim.job.attempt, outcome)

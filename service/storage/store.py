@@ -22,7 +22,7 @@ from service.settings import Settings
 from service.storage.scratch import NO_ROOM
 
 CHUNK_BYTES = 1024 * 1024
-_KEY = re.compile(r"(uploads|results)(/[A-Za-z0-9][A-Za-z0-9_.-]{0,127}){1,5}")
+_KEY = re.compile(r"(uploads|results|examples)(/[A-Za-z0-9][A-Za-z0-9_.-]{0,127}){1,5}")
 # How the local store names a file until it is whole; listings leave it out.
 _UNFINISHED = re.compile(r"#\d+$")
 # EFBIG, ENOSPC and EDQUOT as the local store words them; the codes of S3 servers with quotas.

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from service.settings import Settings
+from service.storage.store import Store
 from service.triton.client import Triton
 
 
@@ -98,11 +99,13 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What pipelines work with."""
+    """What pipelines work with: for whom, and where what they keep for a caller lies."""
 
     settings: Settings
     triton: Triton
     timings: Timings = field(default_factory=Timings)
+    store: Store | None = None
+    tenant: str = "local"
 
 
 P = TypeVar("P", bound=TaskParameters)

@@ -40,7 +40,8 @@ SERVED = {
     "dvt": "demo",
     "sit": "demo",
     "sit-reconstruction": "demo",
-    "tov-vicreg": "demo",
+    # Only the whole networks tell the order of frames.
+    "tov-vicreg": "tiny-patch16-order",
 }
 
 
@@ -152,6 +153,27 @@ async def test_frames_make_one_vector(gateway: httpx2.AsyncClient, folder: Path)
     )
 
 
+async def test_the_order_of_three_observations(gateway: httpx2.AsyncClient, folder: Path) -> None:
+    images = [_picture(seed, (84, 84)) for seed in range(9)]
+    query = "/v1/embed?model=tov-vicreg-random&order=true"
+    answer = await gateway.post(query, files=_form(*images))
+    assert answer.status_code == 200, answer.text
+    (told,) = answer.json()["order"]
+    assert told["index"] == 0
+    grey = np.stack([np.asarray(image.convert("L")) for image in images])
+    before, now, after = grey.reshape(3, 1, 3, 84, 84)
+    inputs = {"IMAGE": now, "BEFORE": before, "AFTER": after}
+    expected = _predictor(folder, "tov-vicreg").predict(inputs)["IN_ORDER"]
+    assert told["in_order"] == pytest.approx(float(expected[0, 0]), abs=1e-4)
+    refused(await gateway.post(query, files=_form(*images[:6])), 422, "invalid_parameter", "3 emb")
+    refused(
+        await gateway.post("/v1/embed?model=sit-random&order=true", files=_form(*images[:3])),
+        422,
+        "invalid_parameter",
+        "no parameter 'order'",
+    )
+
+
 async def test_a_picture_is_completed(gateway: httpx2.AsyncClient, folder: Path) -> None:
     sent = _form(_picture(6, (64, 64)))
     answer = await gateway.post("/v1/reconstruct?seed=5&share=0.4", files=sent)
@@ -196,6 +218,25 @@ async def test_a_picture_like_an_example_gets_its_label(gateway: httpx2.AsyncCli
     assert rows[:2] == [None, None]
     assert rows[2][0]["label"] == "one"
     assert rows[2][0]["similarity"] == pytest.approx(1.0, abs=1e-4)
+
+
+async def test_examples_are_kept_listed_and_forgotten(gateway: httpx2.AsyncClient) -> None:
+    learn = await gateway.post(
+        "/v1/embed?model=sit-random&keep=pair",
+        files=_form(_picture(1), _picture(2)),
+        data={"labels": "one,two"},
+    )
+    assert learn.status_code == 200, learn.text
+    answer = await gateway.post("/v1/embed?examples=pair", files=_form(_picture(2)))
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["model"] == "sit-random"
+    assert answer.json()["data"][0]["predictions"][0]["label"] == "two"
+    (kept,) = (await gateway.get("/v1/examples")).json()["data"]
+    assert (kept["name"], kept["model"]) == ("pair", "sit-random")
+    assert (await gateway.get("/v1/examples/pair")).json() == kept
+    assert (await gateway.delete("/v1/examples/pair")).status_code == 204
+    refused(await gateway.get("/v1/examples/pair"), 404, "examples_not_found", "'pair'")
+    refused(await gateway.delete("/v1/examples/pair"), 404, "examples_not_found", "'pair'")
 
 
 async def test_the_picture_of_one_map_is_the_answer_where_accepted(

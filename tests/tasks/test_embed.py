@@ -5,18 +5,29 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
-from service.errors import InvalidParameter, ModelFailed, ModelNotFound
-from service.tasks.contract import Outcome, Upload, unreported
+from service.errors import (
+    Conflict,
+    ExamplesNotFound,
+    InvalidParameter,
+    ModelFailed,
+    ModelNotFound,
+)
+from service.settings import Settings, StorageSettings
+from service.storage.store import Store
+from service.tasks.contract import Context, Outcome, Upload, unreported
+from service.tasks.embed.examples import MOST_SETS, Examples
 from service.tasks.embed.pipeline import Embed
 from service.tasks.embed.schemas import MOST_MAPS, EmbedParameters
 from service.tasks.embed.vectors import principal_colours, prototypes, unit
-from service.triton.cards import Card, ClipInput, ImageInput, Task
+from service.triton.cards import Card, ClipInput, ImageInput, Parameter, Task, WeightsRecord
 from service.triton.tensors import Array
 from tests.tasks.scripted import ScriptedTriton, card, context
 
@@ -201,3 +212,111 @@ def test_maps_without_any_difference_are_black() -> None:
     (pixels,) = principal_colours([np.ones((2, 3, 2), np.float32)])
     assert pixels.shape == (2, 3, 3)
     assert not pixels.any()
+
+
+JUDGE = FRAMES.model_copy(
+    update={"id": "judge", "parameters": {"order": Parameter(type="boolean", default=False)}}
+)
+
+
+async def rising(inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Embed frames as their mean levels; in order are those that grow brighter."""
+    answer = await mean_colour(inputs)
+    if "BEFORE" in inputs:
+        before, now, after = (inputs[n].mean() for n in ("BEFORE", "IMAGE", "AFTER"))
+        answer["IN_ORDER"] = np.array([[0.9 if before < now < after else 0.2]], np.float32)
+    return answer
+
+
+async def ordered(*levels: int, used: Card = JUDGE) -> Outcome:
+    """Send one observation of three equal frames for each level of grey."""
+    triton = ScriptedTriton({"judge": rising, "frames": rising}, JUDGE, FRAMES)
+    grey = [(level,) * 3 for level in levels for _ in range(3)]
+    parameters = EmbedParameters(model=used.id, order=True)
+    await Embed().check(parameters, context(triton))
+    return await Embed().run(parameters, pictures(*grey), context(triton), unreported)
+
+
+async def test_each_three_observations_are_judged_as_before_now_after() -> None:
+    document = (await ordered(10, 20, 30, 60, 50, 40)).document
+    assert [row["embedding"][0] for row in document["data"]] == [10, 20, 30, 60, 50, 40]
+    assert [(row["index"], round(row["in_order"], 6)) for row in document["order"]] == [
+        (0, 0.9),
+        (3, 0.2),
+    ]
+    assert (await embedded(pictures("red"))).document["order"] is None
+
+
+async def test_an_order_needs_three_observations_and_a_model_that_can_tell() -> None:
+    with pytest.raises(InvalidParameter, match=r"each 3 embeddings in a row; given were 2"):
+        await ordered(10, 20)
+    with pytest.raises(InvalidParameter, match=r"'frames' has no parameter 'order'"):
+        await ordered(10, 20, 30, used=FRAMES)
+
+
+def storing(tmp_path: Path, used: Card = ENCODER, tenant: str = "me") -> Context:
+    """Return a context with a storage; every network embeds pictures as their mean colour."""
+    settings = Settings(data_dir=tmp_path, storage=StorageSettings(min_free_bytes=1))
+    triton = ScriptedTriton({used.id: mean_colour}, used)
+    return Context(settings, triton, store=Store(settings), tenant=tenant)
+
+
+async def run(upload: Upload, place: Context, **given: Any) -> list[list[str] | None]:
+    """Check and run; return each picture's labels, the nearest first."""
+    checked = await Embed().check(EmbedParameters(**given), place)
+    outcome = await Embed().run(checked, upload, place, unreported)
+    return [
+        row["predictions"] and [p["label"] for p in row["predictions"]]
+        for row in outcome.document["data"]
+    ]
+
+
+async def test_kept_examples_label_later_pictures(tmp_path: Path) -> None:
+    place = storing(tmp_path)
+    upload = pictures("red", (200, 100, 0), (0, 0, 250))
+    assert await run(upload, place, labels="warm,warm,cold", keep="tones") == [None] * 3
+    later = pictures((90, 10, 0), (10, 0, 90))
+    assert await run(later, place, examples="tones") == [["warm", "cold"], ["cold", "warm"]]
+    (kept,) = await Examples(place.store, "me").all()
+    assert (kept.name, kept.model, kept.dimensions) == ("tones", "encoder", 3)
+    assert [(each.label, each.count) for each in kept.labels] == [("warm", 2), ("cold", 1)]
+    np.testing.assert_allclose(kept.vectors()[1], [0, 0, 1], atol=1e-6)
+    # The same name again: the new examples count.
+    await run(pictures("lime"), place, labels="green", keep="tones")
+    assert await run(pictures("blue"), place, examples="tones") == [["green"]]
+    await Examples(place.store, "me").delete("tones")
+    assert await Examples(place.store, "me").all() == []
+
+
+async def test_kept_examples_are_one_tenant_s_and_one_model_s(tmp_path: Path) -> None:
+    place = storing(tmp_path)
+    await run(pictures("red"), place, labels="warm", keep="tones")
+    with pytest.raises(ExamplesNotFound, match="'tones'"):
+        await run(pictures("red"), storing(tmp_path, tenant="you"), examples="tones")
+    with pytest.raises(ExamplesNotFound):
+        await Examples(place.store, "you").delete("tones")
+    trained = ENCODER.model_copy(update={"weights": WeightsRecord(kind="own", sha256=64 * "a")})
+    with pytest.raises(InvalidParameter, match="vectors of its former weights"):
+        await run(pictures("red"), storing(tmp_path, trained), examples="tones")
+    other = ENCODER.model_copy(update={"id": "other"})
+    with pytest.raises(InvalidParameter, match="vectors of model 'encoder'"):
+        await run(pictures("red"), storing(tmp_path, other), examples="tones", model="other")
+
+
+async def test_what_cannot_be_kept_is_refused(tmp_path: Path) -> None:
+    place = storing(tmp_path)
+    with pytest.raises(InvalidParameter, match="no labels of examples to keep"):
+        await run(pictures("red"), place, keep="tones")
+    with pytest.raises(InvalidParameter, match="not both"):
+        await run(pictures("red"), place, labels="warm", examples="tones")
+    for name in ("../x", "Upper", "", "a" * 65):
+        with pytest.raises(ValidationError):
+            EmbedParameters(keep=name)
+    sets = Examples(place.store, "me")
+    await run(pictures("red"), place, labels="warm", keep="set-0")
+    first = await sets.get("set-0")
+    for number in range(1, MOST_SETS):
+        await sets.keep(first.model_copy(update={"name": f"set-{number}"}))
+    await run(pictures("red"), place, labels="warm", keep="set-0")
+    with pytest.raises(Conflict, match=f"{MOST_SETS} sets of examples are kept"):
+        await run(pictures("red"), place, labels="warm", keep="another")

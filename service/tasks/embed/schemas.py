@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
 
 from service.tasks.contract import TaskParameters
+from service.tasks.embed.examples import ExamplesName
 from service.tasks.schemas import Answer
 
 MOST_PICTURES = 64
@@ -42,12 +43,26 @@ class EmbedParameters(TaskParameters):
         description="Make a PNG of each map of features: its three principal components, of all the "
         "call's maps together, as red, green and blue. For at most 8 embeddings in one call.",
     )
+    order: bool = Field(
+        False,
+        description="Tell for each three embeddings in a row how probable it is that they are in order; "
+        "for models of frames whose card has the parameter `order`.",
+    )
     labels: tuple[str, ...] = Field(
         (),
         max_length=MOST_PICTURES,
         description="One for each embedding: the label of an example, or an empty string for a picture "
         "that shall be labelled. In a form or query separated by commas.",
         examples=[["cat", "dog", ""]],
+    )
+    keep: ExamplesName | None = Field(
+        None,
+        description="Keep the examples in `labels` under this name, in place of any that it had.",
+    )
+    examples: ExamplesName | None = Field(
+        None,
+        description="Label the pictures by the examples that were kept under this name, of the model that "
+        "they were kept of.",
     )
 
     @field_validator("labels", mode="before")
@@ -94,7 +109,18 @@ class Embedding(BaseModel):
     embedding: Numbers = Field(description="The vector, as `encoding_format` says.")
     features: FeatureMap | None = Field(description="The map, where `dense` asked for it.")
     predictions: list[LabelSimilarity] | None = Field(
-        description="Labels of the examples, the nearest first; null for examples and without any."
+        description="Labels of the examples, sent or kept, the nearest first; null for examples and without any."
+    )
+
+
+class Order(BaseModel):
+    """Three observations in a row, as they were sent."""
+
+    model_config = ConfigDict(frozen=True)
+
+    index: int = Field(description="Index of the first one in `data`.")
+    in_order: float = Field(
+        description="Probability that they follow each other in time.", ge=0, le=1
     )
 
 
@@ -105,3 +131,6 @@ class Embeddings(Answer):
     encoding_format: Literal["float", "base64"]
     normalized: bool = Field(description="Whether the vectors have unit length.")
     data: list[Embedding]
+    order: list[Order] | None = Field(
+        description="One for each three embeddings, where `order` asked for it."
+    )
