@@ -124,7 +124,10 @@ def _first(group: BaseExceptionGroup[Violation]) -> Violation:
 async def _settle(system: System, checks: Checks, since: str) -> None:
     """Wait until all parts are up and all jobs of the round final."""
     deadline = time.monotonic() + _SETTLE_S
-    await system.ready(_SETTLE_S)
+    try:
+        await system.ready(_SETTLE_S)
+    except TimeoutError:
+        raise Violation(f"not every part is ready after {_SETTLE_S:g} s") from None
     while open_jobs := [
         job["id"] for job in await checks.client.listing(since) if job["state"] not in FINAL
     ]:
