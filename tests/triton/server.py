@@ -45,5 +45,7 @@ async def triton(repository: Path, load: Iterable[str] = ()) -> AsyncIterator[Tr
                     await asyncio.sleep(0.1)
             yield client
     finally:
-        await process.stop(15)
+        # Its orderly end takes up to ten seconds and is the supervisor's to test.
+        process.kill()
+        await process.wait()
         remove_shared_memory(repository)
