@@ -14,13 +14,17 @@ from xml.sax.saxutils import escape, unescape
 
 
 class S3Server(ThreadingHTTPServer):
-    """`objects`: by `/bucket/key`, content type and bytes. `refusal`: a status to answer everything with."""
+    """`objects`: by `/bucket/key`, content type and bytes. `refusal`: a status to answer everything with.
+
+    `uploads`: the content type and the parts of objects that come in parts, by upload id.
+    """
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.objects: dict[str, tuple[str, bytes]] = {}
+        self.uploads: dict[str, tuple[str, dict[int, bytes]]] = {}
         self.refusal: tuple[int, str] | None = None
         self._thread = threading.Thread(target=self.serve_forever, daemon=True)
         self._thread.start()
@@ -41,16 +45,26 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
-        if self._accepted():
+        if not self._accepted():
+            return
+        query = self._query
+        if "partNumber" in query:
+            self.server.uploads[query["uploadId"]][1][int(query["partNumber"])] = body
+        else:
             self.server.objects[self._key] = (self.headers["content-type"], body)
-            self._answer(200, b"", {"ETag": '"1"'})
+        self._answer(200, b"", {"ETag": '"1"'})
+
+    def do_DELETE(self) -> None:
+        """AbortMultipartUpload, the one DELETE that is made."""
+        if self._accepted():
+            del self.server.uploads[self._query["uploadId"]]
+            self._answer(204, b"")
 
     def do_GET(self) -> None:
         if not self._accepted():
             return
-        query = parse_qs(urlsplit(self.path).query)
-        if "list-type" in query:
-            self._list(query["prefix"][0])
+        if "list-type" in self._query:
+            self._list(self._query["prefix"])
             return
         content_type, body = self.server.objects.get(self._key, ("", b""))
         if self._key not in self.server.objects:
@@ -69,9 +83,22 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def do_POST(self) -> None:
-        """DeleteObjects, the one POST that is made."""
+        """DeleteObjects, CreateMultipartUpload and CompleteMultipartUpload."""
         body = self.rfile.read(int(self.headers["content-length"])).decode()
-        if self._accepted():
+        if not self._accepted():
+            return
+        if "uploads" in self._query:
+            name = str(len(self.server.uploads))
+            self.server.uploads[name] = (self.headers["content-type"], {})
+            self._answer(
+                200, f"<R><Key>k</Key><Bucket>b</Bucket><UploadId>{name}</UploadId></R>".encode()
+            )
+        elif "uploadId" in self._query:
+            content_type, parts = self.server.uploads.pop(self._query["uploadId"])
+            whole = b"".join(part for _, part in sorted(parts.items()))
+            self.server.objects[self._key] = (content_type, whole)
+            self._answer(200, b"<R><ETag>1</ETag></R>")
+        else:
             bucket = self._key.rstrip("/") + "/"
             keys = re.findall("<Key>(.*?)</Key>", body)
             for key in keys:
@@ -91,6 +118,11 @@ class _Handler(BaseHTTPRequestHandler):
             f"<ListBucketResult><IsTruncated>false</IsTruncated>{contents}</ListBucketResult>"
         )
         self._answer(200, document.encode())
+
+    @property
+    def _query(self) -> dict[str, str]:
+        found = parse_qs(urlsplit(self.path).query, keep_blank_values=True)
+        return {name: values[0] for name, values in found.items()}
 
     @property
     def _key(self) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from service.errors import NotFound, StorageFull, StorageUnavailable
@@ -36,6 +38,18 @@ async def test_objects_lie_in_the_bucket_under_the_prefix(store: Store, server: 
     assert b"".join([piece async for piece in await store.stream(KEY, 2, 4)]) == b"cd"
     assert await store.size(KEY) == 6
     assert [(found.key, found.bytes) async for found in store.objects("results")] == [(KEY, 6)]
+
+
+async def test_a_large_file_goes_in_parts(store: Store, server: S3Server, tmp_path: Path) -> None:
+    body = np.random.default_rng(0).bytes(11 * 2**20 + 7)
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(body)
+    await store.put("uploads/job_1", clip, "video/mp4")
+    assert server.objects == {"/media/vitrine/uploads/job_1": ("video/mp4", body)}
+    assert server.uploads == {}
+    pieces = [piece async for piece in await store.stream("uploads/job_1")]
+    assert b"".join(pieces) == body
+    assert len(pieces) > 1
 
 
 async def test_deleting(store: Store, server: S3Server) -> None:
