@@ -5,8 +5,8 @@
                 │ │ └───release────┘ │ ├──finish──▶ failed (error code)
                 │ │                  │ ├──claim───▶ failed (worker_lost, after max_attempts)
                 │ │     running ◀────┤ ├──release─▶ failed (a part was down, max_attempts times)
-                │ │   (claim, once   │ └──finish──▶ canceled (cancel only asks a running job)
-                │ │    the lease     │
+                │ │   (claim, once   │ └──finish──▶ canceled (cancel only asks a running job;
+                │ │    the lease     │              release and claim end it so as well)
                 │ │    has run out)  └─ renew, progress: running ──▶ running
                 │ └──cancel──▶ canceled
                 └──expire──▶ expired (not started within queue_ttl)
