@@ -25,7 +25,7 @@ from service.settings import MIB, LimitSettings
 
 # FFmpeg's demuxer of each container. It is fixed by the magic bytes and never probed, so that no
 # upload can be read as a playlist that names other files or addresses.
-_DEMUXERS = {
+DEMUXERS = {
     "video/mp4": "mov",
     "video/quicktime": "mov",
     "video/webm": "matroska",
@@ -119,10 +119,10 @@ def _demuxer(source: bytes | Path) -> str:
         with source.open("rb") as file:
             head = file.read(HEAD_BYTES)
     known = sniff(head)
-    if known is None or known[1] not in _DEMUXERS:
+    if known is None or known[1] not in DEMUXERS:
         found = f"is {known[1]}" if known else "is no video"
-        raise UnsupportedMedia(f"the upload {found}; videos are taken as {', '.join(_DEMUXERS)}")
-    return "mpegvideo" if head.startswith(b"\0\0\x01\xb3") else _DEMUXERS[known[1]]
+        raise UnsupportedMedia(f"the upload {found}; videos are taken as {', '.join(DEMUXERS)}")
+    return "mpegvideo" if head.startswith(b"\0\0\x01\xb3") else DEMUXERS[known[1]]
 
 
 def _check_codec(stream: VideoStream) -> None:

@@ -96,6 +96,7 @@ def _videos() -> Iterator[tuple[str, bytes]]:
         ("mkv-mpeg4", ".mkv", "mpeg4", plain, {}),
         ("webm-vp8", ".webm", "libvpx", vp9, {}),
         ("webm-vp9", ".webm", "libvpx-vp9", vp9, {}),
+        ("ogg-vp8", ".ogv", "libvpx", vp9, {}),
         ("avi-mpeg4", ".avi", "mpeg4", plain, {}),
         ("avi-mjpeg", ".avi", "mjpeg", {}, {}),
         ("flv-h264", ".flv", "libx264", x264, {}),
@@ -121,6 +122,8 @@ def _videos() -> Iterator[tuple[str, bytes]]:
             yield name, path.read_bytes()
         path = Path(folder, "elementary.mpg")
         yield "mpeg-elementary", _elementary(path)
+    # 12 frames of FFmpeg's `testsrc`: PyAV's wheels only read Theora.
+    yield "ogg-theora", Path(__file__).with_name("theora.ogv").read_bytes()
 
 
 _UNEVEN = (0, 40, 80, 200, 220, 260, 400, 440, 700, 720, 900, 1000)

@@ -6,6 +6,9 @@ import os
 
 import pytest
 
+from service.media.container import DEMUXERS
+from service.media.images import FORMATS
+from service.media.sniff import sniff
 from tests.fuzz.campaign import cases, minimised, run
 from tests.fuzz.children import Child, Verdict
 from tests.fuzz.report import markdown
@@ -23,10 +26,15 @@ def test_every_undamaged_seed_is_decoded(files: dict[str, bytes]) -> None:
         outcomes = {name: child.examine(data).outcome for name, data in files.items()}
     finally:
         child.stop()
-    videos = ("mp4", "mov", "mkv", "webm", "avi", "flv", "ts", "mpeg")
+    videos = ("mp4", "mov", "mkv", "webm", "avi", "flv", "ogg", "ts", "mpeg")
     assert outcomes == {
         name: "video" if name.partition("-")[0] in videos else "picture" for name in files
     }
+
+
+def test_every_media_type_that_is_taken_has_a_seed(files: dict[str, bytes]) -> None:
+    found = {media[1] for media in map(sniff, files.values()) if media is not None}
+    assert found == FORMATS.keys() | DEMUXERS.keys()
 
 
 def test_damaged_files_are_decoded_or_refused(files: dict[str, bytes]) -> None:
