@@ -21,6 +21,8 @@ from tritonclient.grpc import service_pb2_grpc as stubs
 _NAME = re.compile(r"dns:(?://[^/]*/)?(?P<host>[^/]+):(?P<port>\d+)")
 _LIST = re.compile(r"(?:ipv4|ipv6):(?P<addresses>.+)")
 _LAST_CALLS_S = 60.0
+# What gRPC itself says, now and then, of a call whose server died while it began.
+_BROKEN_OFF = "Internal error from Core"
 _WORST_FIRST = ("UNAVAILABLE", "", "UNLOADING", "LOADING", "READY")
 
 
@@ -143,6 +145,8 @@ def is_down(error: BaseException) -> bool:
     if not isinstance(error, grpc.aio.AioRpcError):
         return False
     details = error.details() or ""
+    if error.code() is grpc.StatusCode.INTERNAL:
+        return details == _BROKEN_OFF
     from_triton = "model" in details or "Request for" in details
     return error.code() is grpc.StatusCode.UNAVAILABLE and not from_triton
 
