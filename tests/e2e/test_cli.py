@@ -184,6 +184,9 @@ def test_models_are_listed_with_licences_and_can_be_unloaded(vitrine) -> None:
     assert "convnext-demo" in listed
     ids = {m["id"] for m in json.loads(vitrine("models", "--json").stdout)["data"]}
     assert {"convnext-demo", "genconvit-demo", "micro-dit-demo", "mtcnn"} <= ids
+    only = json.loads(vitrine("models", "--task", "classification", "--json").stdout)["data"]
+    assert "convnext-demo" in {m["id"] for m in only} < ids
+    assert {m["task"] for m in only} == {"classification"}
     card = vitrine("models", "show", "convnext-demo").stdout
     assert "A ConvNet for the 2020s" in card
     assert "demo" in card
