@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from service.jobs.connection import BLOCK_S, Connection
 from service.jobs.record import Job, JobError, JobProgress, JobResult, State, Submission
-from service.jobs.snapshot import parse_job, parse_submission
+from service.jobs.snapshot import parse_job
 
 
 class Lease(StrEnum):
@@ -60,7 +60,7 @@ class Consumer:
         while True:
             status, *rest = await self._connection.run("claim", self.name)
             if status == "claimed":
-                return Claim(parse_job(rest[0]), parse_submission(rest[0]))
+                return Claim(parse_job(rest[0]), Submission.model_validate_json(rest[1]))
             if status == "empty":
                 due_s = rest[0] / 1000 if rest[0] >= 0 else BLOCK_S
                 self._idle_s = min(due_s, BLOCK_S)

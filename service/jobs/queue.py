@@ -77,7 +77,7 @@ class Queue:
         status, *rest = await self.connection.run(
             "submit",
             submission.id,
-            submission.model_dump_json(),
+            submission.model_dump_json(exclude_defaults=True),
             submission.task,
             submission.model or "",
             submission.lane,

@@ -7,10 +7,10 @@ from typing import Any
 
 import orjson
 
-from service.jobs.record import Job, JobError, JobProgress, JobResult, Lane, State, Submission
+from service.jobs.record import Job, JobError, JobProgress, JobResult, Lane, State
 
 Snapshot = tuple[Sequence[str], int]
-"""The record's fields and values, alternating, and the queue position (0: it does not wait)."""
+"""The record's fields and values, alternating, without the submission; and the queue position (0: it does not wait)."""
 
 
 def parse_job(snapshot: Snapshot) -> Job:
@@ -34,11 +34,6 @@ def parse_job(snapshot: Snapshot) -> Job:
         error=_model(JobError, fields.get("error")),
         result=_model(JobResult, fields.get("result")),
     )
-
-
-def parse_submission(snapshot: Snapshot) -> Submission:
-    """Return what the client handed in."""
-    return Submission.model_validate_json(_fields(snapshot[0])["submission"])
 
 
 def _fields(flat: Sequence[str]) -> dict[str, str]:

@@ -55,6 +55,46 @@ async def test_submitted_job_waits(queue: Queue) -> None:
     assert claim.submission == made
 
 
+async def test_what_was_handed_in_is_sent_to_its_worker_only(queue: Queue) -> None:
+    made = submission(
+        parameters={"prompt": "x" * 10_000}, lane=Lane.HIGH, tenant="a", upload_key="u"
+    )
+    await queue.submit(made)
+    for name, arguments in (
+        ("get", (made.id, "")),
+        ("cancel", (made.id, "b")),
+        ("list", ("a", "", "", "", 5)),
+    ):
+        assert "x" * 100 not in repr(await queue.connection.run(name, *arguments))
+    claim = await queue.consumer("worker").claim()
+    assert claim is not None
+    assert claim.submission == made
+    assert "x" * 100 not in repr(await queue.connection.run("finish", made.id, 1, "failed", "", ""))
+
+
+async def test_every_transition_returns_the_job_as_it_is_then(queue: Queue) -> None:
+    made = submission()
+    assert await queue.submit(made) == await queue.get(made.id)
+    assert await queue.submit(made) == await queue.get(made.id)
+    worker = queue.consumer("worker")
+    failure = JobError(code="triton_unavailable", message="Triton does not answer.")
+    for attempt in (1, 2):
+        claim = await worker.claim()
+        assert claim is not None
+        assert claim.job == await queue.get(made.id)
+        assert claim.job.attempt == attempt
+        await worker.progress(claim, JobProgress(percent=50))
+        if attempt == 1:
+            released = await worker.release(claim, failure=failure)
+            assert released == await queue.get(made.id)
+            assert (released.failures, released.progress) == (1, JobProgress())
+            assert released.queue_position == 1
+    assert await queue.cancel(made.id) == await queue.get(made.id)
+    done = await worker.succeed(claim, JobResult(prefix=f"results/{made.id}"))
+    assert done == await queue.get(made.id)
+    assert (done.state, done.failures, done.cancel_requested) == (State.SUCCEEDED, 1, True)
+
+
 async def test_same_submission_twice_is_one_job(queue: Queue) -> None:
     made = submission()
     assert await queue.submit(made) == await queue.submit(made)

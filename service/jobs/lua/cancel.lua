@@ -8,7 +8,7 @@ end
 if job.state == 'queued' then
   finalize(job, 'canceled', now())
 elseif job.state == 'running' and job.cancel ~= '1' then
-  set(id, 'cancel', '1')
+  set(job, 'cancel', '1')
   redis.call('PUBLISH', key('cancel'), id)
 end
-return snapshot(id)
+return snapshot(job)

@@ -1,5 +1,5 @@
 -- queued -> running, for the worker ARGV[2]; running -> running, where a lease has run out.
--- Returns {'claimed', snapshot}, {'again'}, or {'empty', ms until something may become due or -1}.
+-- Returns {'claimed', snapshot, submission}, {'again'}, or {'empty', ms until something may become due or -1}.
 local worker = ARGV[2]
 local time = now()
 local MOST_ENDED = 100
@@ -13,7 +13,7 @@ local function ended(job)
     finalize(job, 'canceled', time)
     return true
   end
-  local failures = redis.call('HINCRBY', key('job', job.id), 'failures', 1)
+  local failures = count_failure(job)
   if failures < limits.max_attempts then
     return false
   end
@@ -34,24 +34,25 @@ local function forget(id, slot)
 end
 
 local function start(job)
-  local id = job.id
+  local id, before = job.id, job.state
+  local first = job.attempt == '0'
   local attempt = integer(tonumber(job.attempt) + 1)
-  set(id, 'state', 'running', 'attempt', attempt, 'started', integer(time), 'worker', worker)
+  set(job, 'state', 'running', 'attempt', attempt, 'started', integer(time), 'worker', worker)
   redis.call('ZADD', key('running'), integer(time + limits.lease), id)
-  if job.state == 'queued' then
+  if before == 'queued' then
     redis.call('ZREM', key('waiting', job.lane), id)
   end
-  if job.attempt == '0' then
+  if first then
     redis.call('SADD', key('started', job.tenant), id)
     if limits.max_running > 0 then
       settle(job.tenant)
     end
   else
-    redis.call('HDEL', key('job', id), 'progress')
+    unset(job, 'progress')
     redis.call('ZREM', key('returned'), id)
   end
   state_event(id, 'running', attempt)
-  return {'claimed', snapshot(id)}
+  return {'claimed', snapshot(job), job.submission}
 end
 
 local function first_due(name)

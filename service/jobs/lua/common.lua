@@ -7,7 +7,7 @@ local limits = cjson.decode(ARGV[1])
 local LANES = {'high', 'normal', 'low'}
 local LOW_FIRST_EVERY = 8
 local EVENTS_KEPT = 200
-local EVENTS_TTL = 3600 * 1000 -- from the job's end; a stream takes 4 KiB at least (Redis 7)
+local EVENTS_TTL = 3600 * 1000 -- from the job's end
 local WAKES_KEPT = 64
 
 local function key(...)
@@ -63,8 +63,25 @@ local function state_event(id, state, attempt, failure)
   event(id, 'state', cjson.encode(data))
 end
 
-local function set(id, ...)
-  redis.call('HSET', key('job', id), ...)
+-- Writes fields and values into the record and into what was read of it.
+local function set(job, ...)
+  redis.call('HSET', key('job', job.id), ...)
+  local written = {...}
+  for i = 1, #written, 2 do
+    job[written[i]] = written[i + 1]
+  end
+end
+
+local function unset(job, name)
+  redis.call('HDEL', key('job', job.id), name)
+  job[name] = nil
+end
+
+-- Counts an attempt that ended badly; returns how many did.
+local function count_failure(job)
+  local failures = redis.call('HINCRBY', key('job', job.id), 'failures', 1)
+  job.failures = integer(failures)
+  return failures
 end
 
 -- Wakes one worker that waits. A wake is a hint: one that is lost costs a worker's second of waiting.
@@ -187,20 +204,21 @@ local function take(slot)
   set_turn(slot.tenant, of)
 end
 
--- {fields and values, queue position}: 1 is next, 0 does not wait. A parked job stands where it
--- would if it might start now.
-local function snapshot(id)
-  local flat = redis.call('HGETALL', key('job', id))
-  if #flat == 0 then
-    return false
-  end
-  local job = {}
-  for i = 1, #flat, 2 do
-    job[flat[i]] = flat[i + 1]
+-- What a caller is told of a job that was read: {fields and values, queue position}. Position 1 is
+-- next, 0 does not wait. A parked job stands where it would if it might start now. The submission,
+-- which may be long, is for the worker that claims the job only.
+local function snapshot(job)
+  local flat = {}
+  for name, value in pairs(job) do
+    if name ~= 'submission' then
+      flat[#flat + 1] = name
+      flat[#flat + 1] = value
+    end
   end
   if job.state ~= 'queued' then
     return {flat, 0}
   end
+  local id = job.id
   local returned = redis.call('ZRANK', key('returned'), id)
   if returned then
     return {flat, returned + 1}
@@ -226,7 +244,7 @@ end
 
 -- Brings the job to its final state, out of every set.
 local function finalize(job, state, time, failure, result)
-  local id = job.id
+  local id, before = job.id, job.state
   local kept = state == 'succeeded' and limits.result_ttl or 0
   local fields = {'state', state, 'finished', integer(time)}
   local function with(...)
@@ -240,8 +258,8 @@ local function finalize(job, state, time, failure, result)
   if result and result ~= '' then
     with('result', result, 'expires', integer(time + kept))
   end
-  set(id, unpack(fields))
-  if job.state == 'running' then
+  set(job, unpack(fields))
+  if before == 'running' then
     redis.call('ZREM', key('running'), id)
   else
     redis.call('ZREM', key('waiting', job.lane), id)
@@ -250,7 +268,9 @@ local function finalize(job, state, time, failure, result)
     redis.call('ZREM', key('waiting', job.lane, job.tenant), id)
   else
     redis.call('SREM', key('started', job.tenant), id)
-    redis.call('ZREM', key('returned'), id)
+    if before == 'queued' then -- handed back
+      redis.call('ZREM', key('returned'), id)
+    end
   end
   settle(job.tenant)
   redis.call('ZADD', key('garbage'), integer(time + kept), id)

@@ -5,7 +5,7 @@ local job = held(id, attempt)
 if not job then
   -- The same call again: the answer to the first was lost on the way.
   local done = read(id)
-  return done and done.state == state and done.attempt == attempt and snapshot(id)
+  return done and done.state == state and done.attempt == attempt and snapshot(done)
 end
 finalize(job, state, now(), failure, result)
-return snapshot(id)
+return snapshot(job)

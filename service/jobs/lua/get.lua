@@ -1,3 +1,4 @@
 -- The job's snapshot, or false.
 local id, tenant = unpack(ARGV, 2)
-return read(id, tenant) and snapshot(id)
+local job = read(id, tenant)
+return job and snapshot(job)

@@ -25,7 +25,7 @@ while scanned < SCANNED do
     if not job[1] then
       redis.call('ZREM', index, id)
     elseif (state == '' or job[1] == state) and (task == '' or job[2] == task) then
-      page[#page + 1] = snapshot(id)
+      page[#page + 1] = snapshot(read(id))
     end
   end
 end

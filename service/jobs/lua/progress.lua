@@ -4,6 +4,6 @@ local job = held(id, attempt)
 if not job then
   return 'lost'
 end
-set(id, 'progress', progress)
+set(job, 'progress', progress)
 event(id, 'progress', progress)
 return job.cancel == '1' and 'cancel' or 'held'

@@ -8,21 +8,21 @@ end
 local time = now()
 if job.cancel == '1' then
   finalize(job, 'canceled', time)
-  return snapshot(id)
+  return snapshot(job)
 end
 if failure ~= '' then
-  local failures = redis.call('HINCRBY', key('job', id), 'failures', 1)
+  local failures = count_failure(job)
   if failures >= limits.max_attempts then
     finalize(job, 'failed', time, failure)
-    return snapshot(id)
+    return snapshot(job)
   end
 end
-set(id, 'state', 'queued')
-redis.call('HDEL', key('job', id), 'progress')
+set(job, 'state', 'queued')
+unset(job, 'progress')
 redis.call('ZREM', key('running'), id)
 redis.call('ZADD', key('waiting', job.lane), job.created, id)
 -- Its next claim comes before all that is new, but not before the delay is over.
 redis.call('ZADD', key('returned'), integer(time + math.min(tonumber(delay), limits.lease)), id)
 state_event(id, 'queued', attempt)
 wake()
-return snapshot(id)
+return snapshot(job)

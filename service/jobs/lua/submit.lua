@@ -5,7 +5,7 @@ local id, submission, task, model, lane, tenant, digest, hash, most = unpack(ARG
 
 -- The same submission again: the answer to the first was lost on the way.
 if redis.call('EXISTS', key('job', id)) == 1 then
-  return {'known', snapshot(id)}
+  return {'known', snapshot(read(id))}
 end
 
 local idempotency = key('idempotency', tenant, digest)
@@ -15,7 +15,7 @@ if digest ~= '' then
     if known[2] ~= hash then
       return {'conflict', known[1]}
     end
-    return {'known', snapshot(known[1])}
+    return {'known', snapshot(read(known[1]))}
   end
 end
 
@@ -34,7 +34,8 @@ if most ~= '' then
 end
 
 local created = integer(now())
-set(id, 'id', id, 'state', 'queued', 'task', task, 'model', model, 'lane', lane, 'tenant', tenant,
+local job = {id = id}
+set(job, 'id', id, 'state', 'queued', 'task', task, 'model', model, 'lane', lane, 'tenant', tenant,
   'created', created, 'attempt', '0', 'failures', '0', 'submission', submission)
 redis.call('ZADD', key('waiting', lane), created, id)
 local number = redis.call('INCR', key('submitted'))
@@ -58,4 +59,4 @@ if digest ~= '' then
   redis.call('HSET', idempotency, 'job', id, 'hash', hash)
   redis.call('PEXPIRE', idempotency, integer(limits.idempotency_ttl))
 end
-return {'made', snapshot(id)}
+return {'made', snapshot(job)}
