@@ -138,6 +138,8 @@ def redis_command(directory: Path, port: int) -> tuple[str, ...]:
         "appendonly": "yes",
         "appendfsync": "always",
         "maxmemory-policy": "noeviction",
+        # A job's events are few and short; by default their stream takes 4 KiB from the first one on.
+        "stream-node-max-bytes": "512",
         "save": "",
         "daemonize": "no",
     }

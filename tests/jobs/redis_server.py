@@ -37,7 +37,8 @@ class RedisServer:
     def start(self) -> None:
         arguments = (
             f"--port {self.port} --bind 127.0.0.1 --dir {self.directory} --appendonly yes "
-            "--appendfsync everysec --save '' --maxmemory-policy noeviction --loglevel warning"
+            "--appendfsync everysec --save '' --maxmemory-policy noeviction --stream-node-max-bytes 512 "
+            "--loglevel warning"
         )
         self._process = subprocess.Popen(
             [BINARY, *arguments.replace("''", "").split(" ")],
