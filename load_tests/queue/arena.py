@@ -28,13 +28,14 @@ WARM_UP = 40
 
 @contextmanager
 def redis_server(binary: str) -> Iterator[str]:
-    """Yield the URL of a fresh server with an append-only file, as in production."""
+    """Yield the URL of a fresh server with an append-only file that is synced every second."""
     with tempfile.TemporaryDirectory(prefix="vitrine-queue-") as directory:
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             port = listener.getsockname()[1]
         command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--dir", directory]
-        command += ["--appendonly", "yes", "--loglevel", "warning"]
+        command += ["--appendonly", "yes", "--stream-node-max-bytes", "512"]
+        command += ["--loglevel", "warning"]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
             try:
                 client = Redis(port=port, retry_on_error=[ConnectionError])
@@ -185,8 +186,8 @@ class Arena:
         return {
             **counts,
             "network_bytes": per_job("total_net_input_bytes") + per_job("total_net_output_bytes"),
-            "waiting_bytes": per_job("used_memory", waiting),
-            "kept_bytes": per_job("used_memory"),
+            "waiting_bytes": per_job("used_memory_dataset", waiting),
+            "kept_bytes": per_job("used_memory_dataset"),
             "redis_cpu_us": 1e6 * (per_job("used_cpu_user") + per_job("used_cpu_sys")),
         }
 

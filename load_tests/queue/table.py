@@ -43,7 +43,7 @@ def _compare(compare: dict[str, Any]) -> list[str]:
         f"An empty job on Redis {compare['redis']} with an append-only file. Start: from the call "
         "that submits it to its first line, with one idle worker. Commands, bytes and CPU are "
         "Redis', a job: from submission to end; memory while a job waits, and what is kept of one "
-        "that has ended: here its events for an hour (a stream takes 4 KiB at least) and its record "
+        "that has ended: here its events for an hour and its record "
         "for a week, elsewhere a result.",
         "",
         "| | " + " | ".join(_COLUMNS) + " |",
