@@ -55,7 +55,7 @@ class Gateway:
     async def pids(self, count: int = PROCESSES) -> set[int]:
         """Ask on new connections until `count` processes have answered."""
         seen: set[int] = set()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while len(seen) < count:
                 async with self.client() as client:
                     try:
@@ -77,7 +77,7 @@ class Gateway:
 
     async def until_in_flight(self, count: int) -> dict[str, float]:
         """Scrape until `count` requests beside the scrape are in flight; return that scrape."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 found = await self.samples()
                 if found["vitrine_requests_in_flight"] == count + 1:
