@@ -29,7 +29,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from models import imagenet
 from models.architecture import Architecture, StateDict, Variant, unwrapped
-from models.demo import shapes
+from models.demo import tissue
 from models.layers.classifier import Classifier
 from models.registry import register
 from models.serving import Device, Predictor
@@ -262,10 +262,11 @@ def _variants() -> dict[str, Variant]:
                 "dim": 48,
                 "depth": 2,
                 "heads": 3,
-                "num_classes": len(shapes.LABELS),
+                "num_classes": len(tissue.KINDS),
             },
             image=imagenet.squashed(64),
-            labels=shapes.LABELS,
+            labels=tissue.KINDS,
+            notes=("It has seen drawings only: its answers about a patient mean nothing.",),
             demo=True,
         )
     ]

@@ -25,7 +25,7 @@ from torch import nn
 from models import imagenet
 from models.architecture import Architecture, StateDict, Variant, unwrapped
 from models.classification._mae_thorax_network import LayerNorm
-from models.demo import shapes
+from models.demo import radiographs
 from models.layers.classifier import Classifier
 from models.registry import register
 from models.serving import Device, Predictor
@@ -123,10 +123,11 @@ def _variants() -> dict[str, Variant]:
                 "dim": 96,
                 "depth": 4,
                 "heads": 4,
-                "num_classes": len(shapes.LABELS),
+                "num_classes": len(radiographs.FINDINGS),
             },
             image=imagenet.squashed(64),
-            labels=shapes.LABELS,
+            labels=radiographs.FINDINGS,
+            notes=("It has seen drawings only: its answers about a patient mean nothing.",),
             demo=True,
         )
     ]

@@ -142,9 +142,7 @@ def test_shipped_weights_are_small_and_come_with_their_record(model_id: str) -> 
 
 
 def test_shipped_convnext_names_held_out_shapes() -> None:
-    paper = architecture("convnext")
-    card = paper.card("demo", weights=WeightsRecord(kind="demo"))
-    scores = classification.measure(paper, card, WEIGHTS / "convnext-demo", Device("cpu"), 300)
+    scores = classification.RECIPES["convnext-demo"].measure(WEIGHTS / "convnext-demo", count=300)
     assert scores["top-1"] >= 0.97
     assert scores["top-1, degraded pictures"] >= 0.93
 

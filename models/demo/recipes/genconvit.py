@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from models.deepfake.genconvit import GenConViT
 from models.demo import clips
 from models.demo.recipes import Report, training_device
+from models.demo.recipes.auc import auc
 from models.layers.pixels import Normalisation
 from models.registry import architecture, variant
 from models.serving import Device, Predictor
@@ -178,7 +179,7 @@ def measure(folder: Path, seeds: range, device: Device, report: Report) -> dict[
     threshold = card.thresholds["fake"]
     right = np.concatenate([real < threshold, fake_scores >= threshold])
     return {
-        "AUC by clip": _auc(real, fake_scores),
+        "AUC by clip": auc(real, fake_scores),
         "accuracy by clip": float(right.mean()),
         "clips with a face": clips_with_face / right.size,
     }
@@ -194,12 +195,6 @@ def balance(last: torch.nn.Linear) -> None:
             difference = values[FAKE] - values[REAL]
             values[FAKE] = difference
             values[REAL] = -difference
-
-
-def _auc(negative: np.ndarray, positive: np.ndarray) -> float:
-    """Return the share of pairs in the right order, ties counting half."""
-    higher = (positive[:, None] > negative[None, :]).mean()
-    return float(higher + 0.5 * (positive[:, None] == negative[None, :]).mean())
 
 
 def _equal_error(negative: np.ndarray, positive: np.ndarray) -> float:
