@@ -25,9 +25,7 @@ _PROMISES = {
 
 def options(words: Sequence[str]) -> Mapping[str, str]:
     return {
-        name.removeprefix("--"): value
-        for name, value in pairwise(words)
-        if name.startswith("--")
+        name.removeprefix("--"): value for name, value in pairwise(words) if name.startswith("--")
     }
 
 

@@ -106,9 +106,7 @@ def test_outputs_have_the_shapes_and_types_of_the_task(served: Served) -> None:
         assert array.shape[0] == 2
         assert array.ndim == 1 + len(spec.dims)
         assert all(
-            size == dim
-            for size, dim in zip(array.shape[1:], spec.dims, strict=True)
-            if dim >= 0
+            size == dim for size, dim in zip(array.shape[1:], spec.dims, strict=True) if dim >= 0
         )
         if spec.type == "TYPE_STRING":
             assert array.dtype == object
