@@ -8,6 +8,11 @@ to load a model asks here first: LOAD names it, and ROOM says as JSON whether th
 memory for it (models/memory.py). A model whose process seems to have died is named in LOST: if it has,
 it is unloaded, so that it can be loaded anew, and whoever else asks for the same death changes
 nothing. CARDS is empty then.
+
+It also ends processes that Triton has given up without telling. While a model is being loaded, Triton
+takes a process that says nothing for a second, as on a machine with too much to do, for dead, and
+then waits for its end, which never comes: the model would be loading for good. Once such a process
+has ended, Triton calls the load failed, and the model can be loaded again.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ import triton_python_backend_utils as pb_utils
 
 from models.entries import CONFIG, InvalidEntry, read_card
 from models.memory import GPU, HOST, Room, host_budget
-from models.presence import forget_dead
+from models.presence import end, forget_dead, idle_since_start
 from models.withdrawals import withdraw
 from service.settings import Settings
 from service.triton.cards import CATALOGUE, Card
@@ -39,6 +44,8 @@ class TritonPythonModel:
         if settings.gpu_memory_bytes:
             budget[GPU] = settings.gpu_memory_bytes
         self._pin_defaults = settings.pin_defaults
+        self._start_s = settings.start_s
+        self._started: set[int] = set()
         self._room = Room(self._repository, budget, pb_utils.unload_model)
 
     def execute(self, requests: list) -> list:
@@ -57,11 +64,27 @@ class TritonPythonModel:
             return _response([], "")
         wanted = pb_utils.get_input_tensor_by_name(request, "LOAD")
         if wanted is None:
+            self._end_stillborn()
             rows = [json.dumps([card.id, card.model_dump(mode="json")]) for card in self._cards()]
             return _response(rows, "")
         pinned = [c.id for c in self._cards() if c.default] if self._pin_defaults else []
         verdict = self._room.make(wanted.as_numpy()[0].decode(), pinned)
         return _response([], json.dumps(asdict(verdict)))
+
+    def _end_stillborn(self) -> None:
+        """Kill the processes that were ready `start_s` ago, of models that are not."""
+        for card in self._cards():
+            idle = idle_since_start(self._repository, card.id, self._start_s) - self._started
+            if not idle:
+                continue
+            if pb_utils.is_model_ready(card.id):
+                self._started |= idle
+                continue
+            for process in idle:
+                pb_utils.Logger.log_error(
+                    f"{card.id}: process {process} is ready and Triton has not taken it up; ending it"
+                )
+                end(self._repository, card.id, process)
 
     def _cards(self) -> list[Card]:
         read: dict[Path, tuple[int, Card | None]] = {}

@@ -21,9 +21,10 @@ class TritonSettings(_Group):
     A request may take `timeout_s`, one to a model whose card says `cost: batch` `batch_timeout_s`.
     A server that says nothing for `stall_s` counts as lost until it answers again.
 
-    Triton reads the last three: loaded models may hold `memory_bytes` of the host and
+    Triton reads the last four: loaded models may hold `memory_bytes` of the host and
     `gpu_memory_bytes` of its GPUs (four fifths of what there is, where not set); then those that
-    were not used for longest are unloaded, but no default with `pin_defaults`.
+    were not used for longest are unloaded, but no default with `pin_defaults`. A model's process that
+    Triton has not taken up `start_s` after it was ready is ended.
 
     `required_models` must be loaded before the gateway calls itself ready; when it is empty, the
     default model of every task.
@@ -40,6 +41,7 @@ class TritonSettings(_Group):
     memory_bytes: int | None = Field(default=None, gt=0)
     gpu_memory_bytes: int | None = Field(default=None, gt=0)
     pin_defaults: bool = False
+    start_s: float = Field(default=60.0, gt=0)
 
 
 class SheddingSettings(_Group):

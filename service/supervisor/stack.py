@@ -28,6 +28,9 @@ STOP_ORDER = START_ORDER[::-1]
 _POLL_S = 0.2
 # Reading the weights of a large model from a slow disk takes minutes.
 _LOAD_TIMEOUT_S = 600.0
+# What Triton says of a model whose process was silent for a second; on a busy machine it may be well.
+_NOT_HEALTHY = "is not healthy"
+_LOADS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,12 +200,16 @@ class Stack:
 
         async def load(row: ModelRow) -> None:
             row.state, row.reason = "loading", ""
-            try:
-                await probe.load(row.id, _LOAD_TIMEOUT_S)
-            except probes.LoadFailed as failure:
-                row.state, row.reason = "failed", str(failure)
-            else:
-                row.state, row.device = "ready", await probe.device(row.id)
+            for attempt in range(1, _LOADS + 1):
+                try:
+                    await probe.load(row.id, _LOAD_TIMEOUT_S)
+                except probes.LoadFailed as failure:
+                    if _NOT_HEALTHY in str(failure) and attempt < _LOADS:
+                        continue
+                    row.state, row.reason = "failed", str(failure)
+                else:
+                    row.state, row.device = "ready", await probe.device(row.id)
+                return
 
         if self._options.triton_url is None:
             try:

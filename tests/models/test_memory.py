@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from models.memory import GPU, HOST, MIB, Room, Verdict, host_budget
-from models.presence import Mark, Presence, forget_dead, read_mark
+from models.presence import Mark, Presence, end, forget_dead, idle_since_start, read_mark
 
 GIB = 1024 * MIB
 
@@ -194,3 +195,37 @@ def test_a_containers_limit_is_the_budgets(tmp_path: Path) -> None:
     assert host_budget(tmp_path) == whole
     (tmp_path / "memory.max").write_text(f"{MIB}\n")
     assert host_budget(tmp_path) == round(0.8 * MIB)
+
+
+def test_a_process_that_was_never_asked_for_anything_is_known(tmp_path: Path) -> None:
+    alive = (
+        f"from models.presence import Presence; presence = Presence({str(tmp_path)!r}, 'm.1')\n"
+        "print('up', flush=True); input()\n"
+        "with presence: print('used', flush=True); input()"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", alive], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        for _ in range(2)
+    ]
+    with processes[0] as first, processes[1] as second:
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"up\n"
+        assert idle_since_start(tmp_path, "m.1", 0) == {first.pid, second.pid}
+        assert not idle_since_start(tmp_path, "m.1", 3600)
+        assert not idle_since_start(tmp_path, "m", 0)
+        assert first.stdin is not None
+        assert first.stdout is not None
+        first.stdin.write(b"\n")
+        first.stdin.flush()
+        assert first.stdout.readline() == b"used\n"
+        assert idle_since_start(tmp_path, "m.1", 0) == {second.pid}
+        end(tmp_path, "m.1", second.pid)
+        assert second.wait(10) == -signal.SIGKILL
+        assert not idle_since_start(tmp_path, "m.1", 0)
+        assert not forget_dead(tmp_path, "m.1")
+        first.kill()
+    assert not idle_since_start(tmp_path, "m.1", 0)
+    assert forget_dead(tmp_path, "m.1")
