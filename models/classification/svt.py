@@ -262,7 +262,7 @@ def _variants() -> dict[str, Variant]:
                 "dims": (16, 32, 64, 96),
                 "heads": (1, 2, 4, 6),
                 "ratios": (8, 8, 4, 4),
-                "depths": (2, 2, 2, 1),
+                "depths": (1, 1, 2, 1),
                 "num_classes": len(shapes.LABELS),
             },
             image=imagenet.squashed(64),

@@ -14,7 +14,16 @@ import torch
 
 from models.serving import Device
 
-__all__ = ["RECIPES", "Recipe", "Report", "UnknownRecipe", "recipe", "training_device"]
+__all__ = [
+    "RECIPES",
+    "Recipe",
+    "Report",
+    "UnknownRecipe",
+    "half_precision",
+    "recipe",
+    "small_training_device",
+    "training_device",
+]
 
 # Takes the share done, 0..1, and what is being done.
 Report = Callable[[float, str], None]
@@ -87,6 +96,20 @@ def recipe(model_id: str) -> Recipe:
     module = importlib.import_module(f"{__name__}.{RECIPES[model_id]}")
     found: Recipe = getattr(module, "RECIPES", {}).get(model_id, module)
     return found
+
+
+def small_training_device(name: str) -> Device:
+    """Return `training_device`, but float32 on CPUs: there casting networks of a few hundred thousand
+    parameters takes longer than computing in bfloat16 saves."""
+    return training_device(name) if torch.device(name).type == "cuda" else Device(name)
+
+
+def half_precision(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the network's state as shipped: floating-point tensors in float16, on the CPU."""
+    return {
+        name: value.half().cpu().contiguous() if value.is_floating_point() else value.cpu()
+        for name, value in network.state_dict().items()
+    }
 
 
 def training_device(name: str) -> Device:

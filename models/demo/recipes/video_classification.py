@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from models.architecture import Architecture
 from models.demo import motions
-from models.demo.recipes import Report, training_device
+from models.demo.recipes import Report, half_precision, small_training_device
 from models.layers.pixels import Normalisation
 from models.registry import architecture
 from models.serving import Device, Predictor
@@ -53,15 +53,11 @@ class Motions:
         paper = architecture(self.slug)
         card = paper.card("demo", weights=WeightsRecord(kind="demo"))
         clips, labels = _clips(seed, min(CLIPS, steps * BATCH), rng, report)
-        on = training_device(device)
+        on = small_training_device(device)
         network = paper.network(paper.config("demo")).to(on.torch).train()
         self._fit(network, card, clips, labels, steps, rng, on, report)
 
-        state = {
-            name: value.half().cpu().contiguous() if value.is_floating_point() else value.cpu()
-            for name, value in network.state_dict().items()
-        }
-        save_file(state, folder / "model.safetensors")
+        save_file(half_precision(network), folder / "model.safetensors")
         report(1.0, "measuring")
         return measure(paper, card, folder, Device(device), min(HELD_OUT_CLIPS, steps * BATCH))
 
@@ -79,7 +75,7 @@ class Motions:
         assert card.image is not None
         normalise = Normalisation(card.image, device)
         optimiser = torch.optim.AdamW(
-            network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
+            network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True
         )
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimiser, self.learning_rate, total_steps=max(steps, 2), pct_start=WARM_UP
