@@ -22,8 +22,9 @@ from service.media.sniff import HEAD_BYTES, sniff
 from service.settings import LimitSettings
 from service.triton.cards import ImageInput
 
-# The service's own limit, checked on the header, replaces Pillow's process-wide one.
-Image.MAX_IMAGE_PIXELS = None
+# Beyond `Image.MAX_IMAGE_PIXELS` Pillow warns, and raises only beyond twice as many.
+_BOMB = (Image.DecompressionBombWarning, Image.DecompressionBombError)
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 # What Pillow finds odd in an upload is its sender's concern and nothing for the log.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -75,6 +76,9 @@ def decode_image(data: bytes, limits: LimitSettings) -> Image.Image:
     name = _format(data)
     if name == "JPEG":
         check_scans(data)
+    # Pillow makes room for the first frame of a GIF while it opens the file, so it must know the
+    # limit itself. It is the process' own, as the settings are.
+    Image.MAX_IMAGE_PIXELS = limits.image_pixels
     try:
         budget = Budget(limits.decode_seconds)
         image: Image.Image = Image.open(MeteredBytes(data, budget), formats=(name,))
@@ -89,6 +93,11 @@ def decode_image(data: bytes, limits: LimitSettings) -> Image.Image:
             return rgb if turn is None else rgb.transpose(turn)
     except (BadInput, PayloadTooLarge, UnsupportedMedia, MemoryError):
         raise
+    except _BOMB as error:
+        raise _too_many_pixels(
+            f"a frame of the picture has more than {limits.image_pixels:,} pixels, the limit",
+            limits.image_pixels,
+        ) from error
     except Exception as error:  # Pillow's parsers raise whatever a broken file makes them hit.
         raise BadInput(
             f"the {name} picture is truncated or broken: {error}", code="corrupt_image"
@@ -180,14 +189,19 @@ def _format(data: bytes) -> str:
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
     if width * height > max_pixels:
-        raise PayloadTooLarge(
+        raise _too_many_pixels(
             f"the picture has {width} x {height} = {width * height:,} pixels; "
             f"the limit is {max_pixels:,}",
-            code="too_many_pixels",
-            limit={"name": "image_pixels", "pixels": max_pixels},
+            max_pixels,
         )
     if width < 1 or height < 1:
         raise BadInput("the picture has no pixels", code="corrupt_image")
+
+
+def _too_many_pixels(message: str, most: int) -> PayloadTooLarge:
+    return PayloadTooLarge(
+        message, code="too_many_pixels", limit={"name": "image_pixels", "pixels": most}
+    )
 
 
 def _check_sides(size: tuple[int, int], contract: ImageInput) -> None:

@@ -16,6 +16,7 @@ from service.media.budget import Budget
 from service.media.images import decode_image
 from service.media.video import linspace_indices, probe, sampled_frames
 from service.settings import LimitSettings
+from tests.fuzz.children import Child
 from tests.media.clips import write_clip
 
 LIMITS = LimitSettings()
@@ -66,6 +67,34 @@ def test_a_gif_of_a_million_comments() -> None:
     data = encoded("GIF")
     start = data.index(b"\x2c", 13)
     too_complex(data[:start] + b"\x21\xfe\x01a\0" * 1_000_000 + data[start:])
+
+
+def wide_gif(side: int) -> bytes:
+    screen = b"GIF89a" + struct.pack("<HHBBB", 16, 16, 0, 0, 0)
+    # Disposal 2: the frame's place is to be cleared behind it.
+    control = b"!\xf9\x04" + bytes((2 << 2, 0, 0, 0, 0))
+    frame = b"," + struct.pack("<HHHHB", 0, 0, side, side, 0)
+    return screen + control + frame + b"\x08\x02\0\0\0;"
+
+
+@pytest.mark.parametrize("side", [9_000, 40_000])
+def test_a_gif_whose_first_frame_is_larger_than_its_screen(side: int) -> None:
+    """Pillow makes room for it when it only opens the file: 1.6 GB, for 37 bytes."""
+    with pytest.raises(PayloadTooLarge) as caught:
+        decode_image(wide_gif(side), LIMITS)
+    assert caught.value.stable_code == "too_many_pixels"
+    assert caught.value.problem()["limit"] == {
+        "name": "image_pixels",
+        "pixels": LIMITS.image_pixels,
+    }
+
+
+def test_its_room_is_not_taken() -> None:
+    child = Child()
+    try:
+        assert child.examine(wide_gif(40_000)).failure is None
+    finally:
+        child.stop()
 
 
 def test_a_picture_that_takes_longer_than_the_limit_names_it() -> None:
