@@ -3,6 +3,7 @@
 A predictor's requests, as the dynamic batcher collected them, run in one forward pass; when that
 fails, they run one by one, so that only the bad one gets an error. A generator's requests stream
 progress and results until done; one whose caller has gone is left out of the steps that follow.
+What an exported graph answers is answered without torch, which takes half a gigabyte a process.
 """
 
 from __future__ import annotations
@@ -10,18 +11,17 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import triton_python_backend_utils as pb_utils
 
 from models.presence import Presence
-from models.registry import architecture
-from models.serving import Arrays, Device, Generator, InvalidInput, Predictor
+from models.serving import Arrays, Generator, InvalidInput, Predictor
 from models.signatures import SIGNATURES
 from models.withdrawals import forget, is_withdrawn
 from service.triton.cards import Card
@@ -40,20 +40,15 @@ class TritonPythonModel:
         self._card = Card.model_validate_json(config["parameters"]["card"]["string_value"])
         self._signature = SIGNATURES[self._card.task]
         folder = Path(args["model_repository"]) / args["model_version"]
-        device = device_of(
-            args["model_instance_kind"], args["model_instance_device_id"], self._card
-        )
-        torch.set_grad_enabled(False)
-        served = architecture(self._card.architecture).load(self._card, folder, device)
+        served = self._load(folder, args["model_instance_kind"], args["model_instance_device_id"])
         self._repository = Path(args["model_repository"]).parent
         self._presence = Presence(self._repository, self._card.id)
-        self._device = device.name
         self._tell_memory()
         self._predictor = served if isinstance(served, Predictor) else None
         self._generator = served if isinstance(served, Generator) else None
 
     def execute(self, requests: list[Any]) -> list[Any] | None:
-        with self._presence, torch.inference_mode():
+        with self._presence, self._mode():
             if self._generator is not None:
                 self._stream(requests, self._generator)
                 answers = None
@@ -65,9 +60,32 @@ class TritonPythonModel:
     def finalize(self) -> None:
         self._presence.close()
 
+    def _load(self, folder: Path, kind: str, device_id: str) -> Predictor | Generator:
+        card = self._card
+        self._device = "cpu"
+        self._mode: Callable[[], AbstractContextManager[Any]] = nullcontext
+        # Exported graphs are for CPUs; on a GPU the same entry runs in torch.
+        if card.runtime == "openvino" and kind != "GPU":
+            from models.runtimes.openvino import Exported
+
+            return Exported(card, folder)
+        import torch
+
+        from models.runtimes.eager import load
+
+        served, device = load(card, folder, kind, device_id)
+        if card.precision == "bfloat16" and device.dtype is not torch.bfloat16:
+            pb_utils.Logger.log_warn(
+                f"{card.id}: {device.name} does not compute in bfloat16; float32 is used"
+            )
+        self._device, self._mode = device.name, torch.inference_mode
+        return served
+
     def _tell_memory(self) -> None:
         """Note what the model holds on its GPU: what torch has taken, which only grows."""
         if self._device != "cpu":
+            import torch
+
             taken = torch.cuda.memory_reserved(self._device)
             if taken != self._taken:
                 self._taken = taken
@@ -193,29 +211,6 @@ def _is_late(request: Any) -> bool:
     """Tell whether the answer is of no use any more; `deadline` is in ms since the epoch."""
     parameters = json.loads(request.parameters() or "{}")
     return time.time() * 1000 > parameters.get("deadline", float("inf"))
-
-
-def device_of(kind: str, device_id: str, card: Card) -> Device:
-    """Return the device of a Triton instance and the precision that the card asks for and the device has.
-
-    `auto`: bfloat16 on GPUs that compute in it, float32 elsewhere.
-    """
-    if kind == "GPU":
-        name = f"cuda:{device_id}"
-        with torch.cuda.device(name):
-            fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        wanted = card.precision != "float32"
-    else:
-        name = "cpu"
-        fast = torch.backends.cpu.get_cpu_capability() in ("AVX512", "AVX2") and _cpu_has_bf16()
-        wanted = card.precision == "bfloat16"
-    if wanted and not fast and card.precision == "bfloat16":
-        pb_utils.Logger.log_warn(f"{card.id}: {name} does not compute in bfloat16; float32 is used")
-    return Device(name, torch.bfloat16 if wanted and fast else torch.float32)
-
-
-def _cpu_has_bf16() -> bool:
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _tensor(name: str, array: np.ndarray) -> Any:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 if TYPE_CHECKING:
     from models.architecture import Architecture, Source
     from models.weights.download import Watcher
     from models.weights.pull import Installed, Watch
+    from service.triton.cards import Card
 
 console = Console()
 notes = Console(stderr=True)
@@ -113,5 +115,23 @@ def report(installed: Installed) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if installed.fresh:
+        report_runtime(card)
     if installed.fresh and card.weights.sha256:
         console.print(f"SHA-256 {card.weights.sha256}", highlight=False, soft_wrap=True)
+
+
+def report_runtime(card: Card) -> None:
+    """Say what runs a model, how that was checked, and why it is nothing faster."""
+    found = card.acceleration
+    checked = ""
+    if found is not None and found.error is not None:
+        same = "" if found.top1 is None else f", best class as there in {found.top1:.0%}"
+        checked = f": within {found.error:.2g} of eager float32 on {found.inputs} inputs{same}"
+    console.print(
+        f"{card.id} runs in {card.runtime}, {card.precision}{checked}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for reason in found.reasons if found is not None else ():
+        notes.print(f"[yellow]note:[/] {escape(reason)}", highlight=False, soft_wrap=True)

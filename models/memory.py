@@ -16,14 +16,17 @@ from typing import Literal
 
 from models.entries import CONFIG
 from models.presence import Mark, read_mark
+from models.runtimes.openvino import WEIGHTS
 from service.triton.cards import CATALOGUE
 
 HOST = "host"
 GPU = "gpu"
 MIB = 1024 * 1024
 _SHARE = 0.8
-# What a model takes beside its weights, as long as it has not been measured: Python, torch, activations.
+# What a model takes beside its weights, as long as it has not been measured: Python, torch, activations;
+# without torch, where OpenVINO runs an exported graph.
 _RUNTIME = {HOST: 350 * MIB, GPU: 600 * MIB}
+_EXPORTED = 150 * MIB
 # Weights may be kept in half precision and computed with in full.
 _GROWTH = 2
 # How long a model may take to get a process, to come, or to go, before it is no longer counted as doing so.
@@ -155,6 +158,10 @@ class Room:
                 HOST: _RUNTIME[HOST] + weights,
                 GPU: _RUNTIME[GPU] + _GROWTH * weights,
             }
+        graph = entry / "1" / WEIGHTS
+        if graph.exists():
+            # The other file is for explanations.
+            return {HOST: _EXPORTED + _GROWTH * graph.stat().st_size}
         return {HOST: _RUNTIME[HOST] + _GROWTH * weights}
 
 

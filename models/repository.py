@@ -3,6 +3,7 @@
     <repository>/<id>/config.pbtxt          tensors, batching, instances, warm-up, the card as JSON
     <repository>/<id>/1/model.py            the shared backend
     <repository>/<id>/1/model.safetensors   the weights, and whatever further parts the network has
+    <repository>/<id>/1/model.xml, .bin     the network as OpenVINO runs it, where that serves the model
 
 An entry is complete or absent: it is written beside the repository and renamed into it. Triton runs
 with explicit model control and sees new entries at once.
@@ -22,8 +23,9 @@ from tritonclient.grpc import model_config_pb2 as config_pb
 
 from models.entries import CONFIG, InvalidEntry, read_card
 from models.registry import architecture
+from models.runtimes.choice import Precision, Runtime, accelerate, is_current
 from models.shipped import SHIPPED, shipped_parts
-from models.signatures import SIGNATURES, TensorSpec
+from models.signatures import SIGNATURES, dims
 from models.weights.fit import blueprint
 from service.triton.cards import CATALOGUE, Card, WeightsRecord
 
@@ -69,14 +71,16 @@ def build(
     """Bring the repository up to date and return the cards of `models` (default: what ships, and every own default).
 
     Shipped models without an entry, or with one of older weights, are written; entries of the user
-    keep their weights and get a configuration for `device`. Raises KeyError for an id that is neither.
+    keep their weights and get a configuration for `device`. Of `models`, those that had none get the
+    fastest runtime of this machine, which takes seconds for each; so do those whose exported graph is
+    missing or of other weights. Raises KeyError for an id that is neither.
     """
     repository.mkdir(parents=True, exist_ok=True)
     write_catalogue(repository)
     present = {card.id: card for card in cards(repository)}
     for id in SHIPPED:
         card, parts = shipped(id)
-        if present.get(id) != card:
+        if id not in present or present[id].unaccelerated != card:
             write_entry(repository, card, parts, device)
             present[id] = card
     for card in present.values():
@@ -87,7 +91,37 @@ def build(
         raise KeyError(
             f"no model {', '.join(map(repr, missing))} in the repository; it has: {', '.join(sorted(present))}"
         )
-    return [present[id] for id in wanted]
+    return [_with_runtime(repository, present[id], device) for id in wanted]
+
+
+def choose_runtime(
+    repository: Path,
+    id: str,
+    device: str = "auto",
+    runtime: Runtime = "auto",
+    precision: Precision = "auto",
+) -> Card:
+    """Choose the runtime of the entry `id` anew and return its card. Raises KeyError if there is no such
+    entry, NoRuntime if what was asked for cannot be had; the entry is as it was then."""
+    card = next((card for card in cards(repository) if card.id == id), None)
+    if card is None:
+        raise KeyError(f"no model {id!r} in the repository")
+    parts = entry_parts(repository, id)
+    with tempfile.TemporaryDirectory(prefix=f".{id}-runtime-", dir=repository.parent) as path:
+        folder = Path(path)
+        for name, part in parts.items():
+            _place(part, folder / name)
+        chosen = accelerate(
+            card.unaccelerated, folder, on_gpu=on_gpu(device), runtime=runtime, precision=precision
+        )
+        write_entry(repository, chosen, {file.name: file for file in folder.iterdir()}, device)
+    return chosen
+
+
+def entry_parts(repository: Path, id: str) -> dict[str, Path]:
+    """Return the files of an entry's version by name, without its `model.py`."""
+    folder = repository / id / "1"
+    return {p.name: p for p in folder.iterdir() if p.is_file() and p.name != "model.py"}
 
 
 def shipped(id: str) -> tuple[Card, dict[str, Path]]:
@@ -130,7 +164,7 @@ def config(card: Card, device: str = "auto") -> config_pb.ModelConfig:
         entry.input.add(
             name=spec.name,
             data_type=config_pb.DataType.Value(spec.type),
-            dims=_dims(spec, card),
+            dims=dims(spec, card),
             optional=spec.optional,
         )
     for spec in signature.outputs:
@@ -144,7 +178,7 @@ def config(card: Card, device: str = "auto") -> config_pb.ModelConfig:
     # No priorities, no queue policy: with either, Triton's batcher forms no batch while one runs, and
     # every now and then sleeps for half a second beside a full queue (triton-inference-server/server
     # issue 8870). A caller's deadline ends a request that waits all the same: gRPC cancels it.
-    kind = "KIND_GPU" if _on_gpu(device) else "KIND_CPU"
+    kind = "KIND_GPU" if on_gpu(device) else "KIND_CPU"
     entry.instance_group.add(kind=config_pb.ModelInstanceGroup.Kind.Value(kind), count=1)
     if signature.streamed:
         entry.model_transaction_policy.decoupled = True
@@ -154,7 +188,7 @@ def config(card: Card, device: str = "auto") -> config_pb.ModelConfig:
             if not spec.optional:
                 tensor = warm.inputs[spec.name]
                 tensor.data_type = config_pb.DataType.Value(spec.type)
-                tensor.dims.extend(d if d > 0 else 224 for d in _dims(spec, card))
+                tensor.dims.extend(d if d > 0 else 224 for d in dims(spec, card))
                 tensor.zero_data = True
     entry.parameters["card"].string_value = card.model_dump_json(exclude_defaults=True)
     return entry
@@ -176,26 +210,21 @@ def describe(cards: Iterable[Card]) -> str:
     )
 
 
-def _dims(spec: TensorSpec, card: Card) -> list[int]:
-    """Return the tensor's dimensions; a picture's size, and the number of frames, is the card's where that fixes one."""
-    image = card.image
-    if spec.type == "TYPE_UINT8" and spec.dims[-2:] == (-1, -1) and image is not None:
-        size = [image.height or -1, image.width or -1] if image.resize != "none" else [-1, -1]
-        frames = [card.clip.frames if card.clip else -1] if len(spec.dims) == 4 else []
-        channels = 1 if image.colour == "L" else 3
-        if card.clip and not frames:
-            # A stack of frames as the channels of one picture.
-            channels *= card.clip.frames
-        return [*frames, channels, *size]
-    return list(spec.dims)
-
-
-def _on_gpu(device: str) -> bool:
+def on_gpu(device: str) -> bool:
+    """Tell whether `auto`, `cpu` or `cuda` means a GPU on this machine."""
     if device == "auto":
         import torch
 
         return torch.cuda.is_available()
     return device == "cuda"
+
+
+def _with_runtime(repository: Path, card: Card, device: str) -> Card:
+    """Return the card with a runtime: the one that it has, if that was chosen for the weights that are there."""
+    streamed = SIGNATURES[card.task].streamed
+    if streamed or on_gpu(device) or is_current(card, repository / card.id / "1"):
+        return card
+    return choose_runtime(repository, card.id, device)
 
 
 def _reconfigure(repository: Path, card: Card, device: str) -> None:

@@ -1,17 +1,21 @@
 """What a network must offer to be served: `Predictor` (one answer) or `Generator` (a stream).
 
 The shared Triton backend (`models/backend.py`) does the batching, the isolation of bad items, the
-errors and the cancellation; a network only computes.
+errors and the cancellation; a network only computes. torch is imported by those who ask for a device:
+what serves an exported graph needs none.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 Arrays = dict[str, np.ndarray]
 
@@ -20,19 +24,29 @@ class InvalidInput(ValueError):
     """The caller's input cannot be processed; becomes Triton's INVALID_ARG for that request alone."""
 
 
+def _float32() -> torch.dtype:
+    import torch
+
+    return torch.float32
+
+
 @dataclass(frozen=True)
 class Device:
     """Where and in which precision a network runs."""
 
     name: str = "cpu"
-    dtype: torch.dtype = torch.float32
+    dtype: torch.dtype = field(default_factory=_float32)
 
     @property
     def torch(self) -> torch.device:
+        import torch
+
         return torch.device(self.name)
 
     def autocast(self) -> torch.autocast:
         """Mixed precision in `dtype`; does nothing for float32."""
+        import torch
+
         return torch.autocast(
             self.torch.type,
             dtype=self.dtype if self.dtype is not torch.float32 else torch.bfloat16,

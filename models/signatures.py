@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.triton.cards import Task
+from service.triton.cards import Card, Task
 
 # Triton's name of each element type, and NumPy's.
 ELEMENT_TYPES: dict[str, type[np.generic]] = {
@@ -27,13 +27,14 @@ ELEMENT_TYPES: dict[str, type[np.generic]] = {
 class TensorSpec:
     """One tensor: its name, Triton element type and dimensions without the batch.
 
-    An optional input may be absent; an optional output comes only to requests that ask for it.
+    An optional input may be absent; an optional output comes only to requests with the input `asked_by`.
     """
 
     name: str
     type: str
     dims: tuple[int, ...]
     optional: bool = False
+    asked_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,10 @@ _CLASS = TensorSpec("CLASS", "TYPE_INT32", (1,), optional=True)
 
 def _evidence(optional: bool) -> tuple[TensorSpec, ...]:
     """Where the evidence for CLASS lies, HEATMAP [h, w] in 0..1, and the METHOD that found it."""
+    asked_by = "CLASS" if optional else None
     return (
-        TensorSpec("HEATMAP", "TYPE_FP32", (-1, -1), optional),
-        TensorSpec("METHOD", "TYPE_STRING", (1,), optional),
+        TensorSpec("HEATMAP", "TYPE_FP32", (-1, -1), optional, asked_by),
+        TensorSpec("METHOD", "TYPE_STRING", (1,), optional, asked_by),
     )
 
 
@@ -74,8 +76,8 @@ SIGNATURES: dict[Task, Signature] = {
         ),
         (
             TensorSpec("EMBEDDING", "TYPE_FP32", (-1,)),
-            TensorSpec("FEATURES", "TYPE_FP32", (-1, -1, -1), optional=True),
-            TensorSpec("IN_ORDER", "TYPE_FP32", (1,), optional=True),
+            TensorSpec("FEATURES", "TYPE_FP32", (-1, -1, -1), optional=True, asked_by="DENSE"),
+            TensorSpec("IN_ORDER", "TYPE_FP32", (1,), optional=True, asked_by="BEFORE"),
         ),
     ),
     # SHARE of the picture is hidden, SEED decides which parts. RESTORED has the prediction where HIDDEN [h, w] is 1.
@@ -131,3 +133,17 @@ SIGNATURES: dict[Task, Signature] = {
         streamed=True,
     ),
 }
+
+
+def dims(spec: TensorSpec, card: Card) -> list[int]:
+    """Return the tensor's dimensions; a picture's size, and the number of frames, is the card's where that fixes one."""
+    image = card.image
+    if spec.type == "TYPE_UINT8" and spec.dims[-2:] == (-1, -1) and image is not None:
+        size = [image.height or -1, image.width or -1] if image.resize != "none" else [-1, -1]
+        frames = [card.clip.frames if card.clip else -1] if len(spec.dims) == 4 else []
+        channels = 1 if image.colour == "L" else 3
+        if card.clip and not frames:
+            # A stack of frames as the channels of one picture.
+            channels *= card.clip.frames
+        return [*frames, channels, *size]
+    return list(spec.dims)

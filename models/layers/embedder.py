@@ -7,9 +7,10 @@ from typing import Protocol, cast
 import torch
 from torch import nn
 
+from models.layers.graph import FeedForward, Graph
 from models.layers.pixels import Normalisation
 from models.layers.precision import convert
-from models.serving import Arrays, Device, Predictor
+from models.serving import Arrays, Device
 from service.triton.cards import Card
 
 
@@ -21,24 +22,39 @@ class Represents(Protocol):
         ...
 
 
-class Embedder(Predictor):
+class Features(Graph):
+    """IMAGE [B, 3, H, W] to EMBEDDING [B, D] and FEATURES [B, h, w, C]."""
+
+    input = "IMAGE"
+    outputs = ("EMBEDDING", "FEATURES")
+
+    def __init__(self, network: nn.Module, card: Card, device: Device) -> None:
+        super().__init__()
+        assert card.image is not None
+        self.network = convert(network, device)
+        self.normalise = Normalisation(card.image, device)
+        self._device = device
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        image = self.normalise.scaled(pixels)
+        with self._device.autocast():
+            vector, features = cast(Represents, self.network).represent(image)
+        return vector.float(), features.float()
+
+
+class Embedder(FeedForward):
     """IMAGE `uint8` [B, 3, H, W] to EMBEDDING float32 [B, D], not scaled to unit length.
 
     With DENSE int32 [B, 1] (1) also FEATURES float32 [B, h, w, C], the map of features.
     """
 
     def __init__(self, network: nn.Module, card: Card, device: Device) -> None:
-        assert card.image is not None
-        self._network = cast(Represents, convert(network, device))
-        self._normalise = Normalisation(card.image, device)
-        self._device = device
+        self.graph: Features = Features(network, card, device)
 
     @torch.inference_mode()
     def predict(self, batch: Arrays) -> Arrays:
-        image = self._normalise(batch["IMAGE"])
-        with self._device.autocast():
-            vector, features = self._network.represent(image)
-        answer = {"EMBEDDING": vector.float().cpu().numpy()}
+        vector, features = self.graph(self.graph.normalise.moved(batch["IMAGE"]))
+        answer = {"EMBEDDING": vector.cpu().numpy()}
         if "DENSE" in batch and batch["DENSE"].any():
-            answer["FEATURES"] = features.float().cpu().numpy()
+            answer["FEATURES"] = features.cpu().numpy()
         return answer

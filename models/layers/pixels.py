@@ -26,6 +26,10 @@ class Normalisation:
 
     def __call__(self, pixels: np.ndarray) -> torch.Tensor:
         """Raises InvalidInput if the pictures are not of the card's size."""
+        return self.scaled(self.moved(pixels))
+
+    def moved(self, pixels: np.ndarray) -> torch.Tensor:
+        """Return the `uint8` pictures on the device. Raises InvalidInput if they are not of the card's size."""
         if pixels.shape[1] != 3 or pixels.shape[2:] != self._size:
             height, width = self._size
             raise InvalidInput(
@@ -33,5 +37,8 @@ class Normalisation:
             )
         # A copy: what Triton hands over is read-only.
         moved = torch.tensor(pixels).to(self._device)
-        moved = moved.contiguous(memory_format=self._format)
-        return torch.addcmul(self._offset, moved.float(), self._gain)
+        return moved.contiguous(memory_format=self._format)
+
+    def scaled(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return what the network's first layer takes of pictures on the device."""
+        return torch.addcmul(self._offset, pixels.float(), self._gain)

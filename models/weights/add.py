@@ -10,8 +10,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from models.architecture import Source, Variant
 from models.registry import architecture, variant
+from models.runtimes.choice import Precision, Runtime
 from models.weights.checkpoint import read_checkpoint
-from models.weights.conversion import Converted, Precision, convert
+from models.weights.conversion import Converted, Storage, convert
 from models.weights.download import PATIENCE, Patience, download, sha256_of
 from models.weights.entry import (
     MODEL,
@@ -38,7 +39,9 @@ def add(
     labels: tuple[str, ...] | None = None,
     key: str | None = None,
     parts: Mapping[str, Path] | None = None,
-    precision: Precision = "keep",
+    storage: Storage = "keep",
+    runtime: Runtime = "auto",
+    precision: Precision = "auto",
     default: bool = False,
     replace: bool = False,
     device: str = "auto",
@@ -61,7 +64,7 @@ def add(
     _check_name(name, repository, replace)
     contents = [_read(path, key) for path in checkpoints]
     with staging(repository) as folder:
-        converted = convert(contents, found, wanted or None, folder / MODEL, precision)
+        converted = convert(contents, found, wanted or None, folder / MODEL, storage)
         chosen = found.variants[converted.variant]
         names, invented = _labels(chosen, converted, labels)
         files = {
@@ -94,7 +97,7 @@ def add(
             labels=names,
             parameter_count=converted.parameters,
         ).model_copy(update={"default": default})
-        install(repository, card, folder, found, device)
+        card = install(repository, card, folder, found, device, runtime, precision)
     for path in fetched.values():
         path.unlink()
     if default:

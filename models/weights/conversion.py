@@ -15,7 +15,7 @@ from models.registry import architectures
 from models.weights.errors import WeightsError, WrongArchitecture
 from models.weights.fit import Fit, closest, fit, siblings
 
-Precision = Literal["keep", "float16", "bfloat16", "float32"]
+Storage = Literal["keep", "float16", "bfloat16", "float32"]
 _KEPT = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -34,15 +34,15 @@ def convert(
     architecture: Architecture,
     variant: str | None,
     target: Path,
-    precision: Precision = "keep",
+    storage: Storage = "keep",
 ) -> Converted:
     """Write `checkpoints`, joined, to `target` for `variant`, or for the variant of `architecture` that fits.
 
     Raises WrongArchitecture with the first names that do not fit and the variant that does, and WeightsError
-    if the precision cannot hold the values.
+    if the precision to store them in cannot hold the values.
     """
     fitted, said = _fitting(checkpoints, architecture, variant)
-    state = {name: _cast(name, tensor, precision) for name, tensor in fitted.state.items()}
+    state = {name: _cast(name, tensor, storage) for name, tensor in fitted.state.items()}
     save_file(separate(state), target, metadata={"format": "pt"})
     return Converted(
         fitted.variant,
@@ -84,13 +84,13 @@ def _own_classes(fitted: Fit) -> bool:
     return bool(own.get("num_classes") == fitted.config.get("num_classes"))
 
 
-def _cast(name: str, tensor: torch.Tensor, precision: Precision) -> torch.Tensor:
+def _cast(name: str, tensor: torch.Tensor, storage: Storage) -> torch.Tensor:
     if not tensor.is_floating_point():
         return tensor
-    if precision == "keep":
+    if storage == "keep":
         return tensor if tensor.dtype in _KEPT else tensor.float()
-    cast = tensor.to(getattr(torch, precision))
-    if precision == "float16" and bool((cast.isinf() & ~tensor.isinf()).any()):
+    cast = tensor.to(getattr(torch, storage))
+    if storage == "float16" and bool((cast.isinf() & ~tensor.isinf()).any()):
         raise WeightsError(
             f"{name} has values beyond float16's 65504; use bfloat16, or keep the precision"
         )

@@ -13,11 +13,13 @@ from urllib.parse import urlsplit
 from safetensors.torch import save_file
 
 from models.architecture import Architecture, Source, StateDict, Variant, unwrapped
-from models.repository import cards, write_entry
+from models.repository import cards, entry_parts, on_gpu, write_entry
+from models.runtimes.choice import Precision, Runtime, accelerate
 from models.serving import Device
+from models.signatures import SIGNATURES
 from models.weights.checkpoint import read_checkpoint
 from models.weights.conversion import separate
-from models.weights.errors import WeightsError
+from models.weights.errors import NoRuntime, WeightsError
 from service.triton.cards import Card
 
 MODEL = "model.safetensors"
@@ -74,15 +76,33 @@ def place(files: Mapping[Source, Path], found: Architecture, chosen: Variant, fo
         save_file(separate(state), folder / name, metadata={"format": "pt"})
 
 
-def install(repository: Path, card: Card, folder: Path, found: Architecture, device: str) -> None:
-    """Write the entry of `card` from the files in `folder`. Raises WeightsError if they do not load."""
+def install(
+    repository: Path,
+    card: Card,
+    folder: Path,
+    found: Architecture,
+    device: str,
+    runtime: Runtime = "auto",
+    precision: Precision = "auto",
+) -> Card:
+    """Write the entry of `card` from the files in `folder`, choose its runtime, and return the card as written.
+
+    Raises WeightsError if the files do not load, or the runtime asked for cannot run them.
+    """
     if type(found).load is not Architecture.load:
         # Built from several parts: only loading them shows that they belong together.
         try:
             found.load(card, folder, Device())
         except Exception as error:
             raise WeightsError(f"{card.id} would not load: {error}") from error
+    if SIGNATURES[card.task].streamed:
+        if runtime in ("compile", "openvino"):
+            raise NoRuntime(f"{card.title} works in steps: it runs in torch")
+        card = card.model_copy(update={"precision": precision})
+    else:
+        card = accelerate(card, folder, on_gpu=on_gpu(device), runtime=runtime, precision=precision)
     write_entry(repository, card, {path.name: path for path in folder.iterdir()}, device)
+    return card
 
 
 def only_default(repository: Path, card: Card, device: str) -> None:
@@ -90,6 +110,5 @@ def only_default(repository: Path, card: Card, device: str) -> None:
     for other in cards(repository):
         rival = other.task == card.task and other.id != card.id and other.weights.kind != "demo"
         if rival and other.default:
-            folder = repository / other.id / "1"
-            parts = {p.name: p for p in folder.iterdir() if p.is_file() and p.name != "model.py"}
+            parts = entry_parts(repository, other.id)
             write_entry(repository, other.model_copy(update={"default": False}), parts, device)

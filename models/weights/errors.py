@@ -6,7 +6,8 @@
     ├── WrongArchitecture
     ├── WrongLabels
     ├── LicenceNotAccepted
-    └── NameRefused
+    ├── NameRefused
+    └── NoRuntime
 
 Every message is one complete statement for the person at the command line: what is wrong, where, and
 the way out.
@@ -73,3 +74,7 @@ class LicenceNotAccepted(WeightsError):
 
 class NameRefused(WeightsError):
     """The name is taken or cannot be a model's id."""
+
+
+class NoRuntime(WeightsError):
+    """What was asked for cannot run this model on this machine."""

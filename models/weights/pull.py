@@ -9,6 +9,7 @@ from pathlib import Path
 from models.architecture import Architecture, Source, Variant
 from models.registry import UnknownArchitecture, architectures, variant
 from models.repository import cards
+from models.runtimes.choice import Precision, Runtime
 from models.weights.checkpoint import read_checkpoint
 from models.weights.conversion import Converted, convert
 from models.weights.download import PATIENCE, Downloaded, Patience, Watcher, download
@@ -64,6 +65,8 @@ def pull(
     accept_licence: bool = False,
     replace: bool = False,
     device: str = "auto",
+    runtime: Runtime = "auto",
+    precision: Precision = "auto",
     watch: Watch = unwatched,
     patience: Patience = PATIENCE,
 ) -> Installed:
@@ -112,7 +115,7 @@ def pull(
                 for c in present.values()
             )
             card = card.model_copy(update={"default": not settled})
-            install(repository, card, folder, found, device)
+            card = install(repository, card, folder, found, device, runtime, precision)
     except WeightsError:
         # What was published is not usable; when that has been put right, it must be fetched again.
         _discard(files)

@@ -16,6 +16,7 @@ COMMANDS = {
     "sample": "Write an input to try: a picture, a clip or a prompt.",
     "pull": "Download a model's published weights and serve them.",
     "add": "Serve your own checkpoint.",
+    "runtime": "Choose what runs a model: torch, compile or OpenVINO.",
     "remove": "Take a model out of the repository.",
     "train-demo": "Train a model's demo weights on drawn data.",
     "repository": "Write the Triton model repository.",

@@ -45,7 +45,7 @@ def list_models(
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
     longest = max((len(model["id"]) for model in listed["data"]), default=0)
     table.add_column("MODEL", no_wrap=True, min_width=longest)
-    for heading in ("TASK", "WEIGHTS", "LICENCE OF THE WEIGHTS", "STATE"):
+    for heading in ("TASK", "WEIGHTS", "LICENCE OF THE WEIGHTS", "RUNTIME", "STATE"):
         table.add_column(heading, no_wrap=True)
     for model in listed["data"]:
         name = Text(model["id"], style="bold" if model["default"] else "")
@@ -54,6 +54,7 @@ def list_models(
             model["task"],
             _weights(model),
             _licence(model),
+            _runtime(model),
             Text(model["state"], style=_STATES.get(model["state"], "dim")),
         )
     print_table(table)
@@ -91,6 +92,8 @@ def show(
         ("code licence", card["licence"]["code"]),
         ("input", _input(card)),
         ("labels", _labels(card["labels"])),
+        ("runtime", _runtime(card)),
+        ("checked", _checked(card.get("acceleration"))),
         ("state", Text(card["state"], style=_STATES.get(card["state"], "dim"))),
     ]
     rows += [("parameter", _parameter(name, p)) for name, p in card["parameters"].items()]
@@ -98,6 +101,7 @@ def show(
         (m["origin"], f"{m['name']} {m['value']:g} on {m['dataset']}" + _note(m))
         for m in card["metrics"]
     ]
+    rows += [("runtime note", note) for note in (card.get("acceleration") or {}).get("reasons", ())]
     rows += [("note", note) for note in card["notes"]]
     for heading, value in rows:
         if value:
@@ -157,6 +161,19 @@ def _licence(model: dict[str, Any]) -> Text:
     if not licence["commercial"]:
         text.append("  non-commercial", style="red")
     return text
+
+
+def _runtime(model: dict[str, Any]) -> str:
+    precision = {"bfloat16": ", bfloat16", "float32": ", float32"}.get(model["precision"], "")
+    return f"{model['runtime']}{precision}"
+
+
+def _checked(acceleration: dict[str, Any] | None) -> str:
+    if acceleration is None or acceleration["error"] is None:
+        return ""
+    share = acceleration["top1"]
+    same = "" if share is None else f", the same best class in {share:.0%}"
+    return f"within {acceleration['error']:.2g} of eager float32 on {acceleration['inputs']} inputs{same}"
 
 
 def _input(card: dict[str, Any]) -> str:

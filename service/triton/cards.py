@@ -143,6 +143,22 @@ class Metric(_Frozen):
     note: str = ""
 
 
+class Acceleration(_Frozen):
+    """How the runtime of an entry was chosen when it was built, beside eager float32 on the same inputs.
+
+    `asked`: the runtime asked for. `error`: the largest difference of an output, over the largest magnitude of
+    that output. `top1`: the share of inputs with the same best class, None where there are no classes.
+    `reasons`: why nothing faster was taken. `source`: SHA-256 of the weights that were compared.
+    """
+
+    asked: Literal["auto", "torch", "compile", "openvino"] = "auto"
+    inputs: int = 0
+    error: float | None = None
+    top1: float | None = None
+    reasons: tuple[str, ...] = ()
+    source: str | None = None
+
+
 class Card(_Frozen):
     """Everything that the service and its users need to know about one served model."""
 
@@ -168,10 +184,17 @@ class Card(_Frozen):
     parameter_count: int | None = None
     flops: int | None = None
     metrics: tuple[Metric, ...] = ()
-    runtime: Literal["torch"] = "torch"
+    runtime: Literal["torch", "compile", "openvino"] = "torch"
     precision: Literal["float32", "bfloat16", "auto"] = "auto"
-    acceleration: tuple[str, ...] = ()
+    acceleration: Acceleration | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def unaccelerated(self) -> Card:
+        """The card as it was before a runtime was chosen for it."""
+        return self.model_copy(
+            update={"runtime": "torch", "precision": "auto", "acceleration": None}
+        )
 
     @property
     def warning(self) -> str | None:

@@ -106,7 +106,7 @@ def test_a_name_is_replaced_only_when_asked(repository: Path, checkpoint: Path) 
     add("mine", "tiny:small", [checkpoint], repository)
     with pytest.raises(NameRefused, match="already; say --replace"):
         add("mine", "tiny:small", [checkpoint], repository)
-    add("mine", "tiny:small", [checkpoint], repository, replace=True, precision="float16")
+    add("mine", "tiny:small", [checkpoint], repository, replace=True, storage="float16")
     state = load_file(repository / "mine" / "1" / "model.safetensors")
     assert state["head.weight"].dtype is torch.float16
 

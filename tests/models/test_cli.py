@@ -139,7 +139,7 @@ def test_add_list_and_remove(data: Path, checkpoint: Path, tmp_path: Path) -> No
         "--architecture=tiny",
         f"--checkpoint={checkpoint}",
         f"--labels={tmp_path / 'labels.json'}",
-        "--precision=bfloat16",
+        "--storage=bfloat16",
         "--default",
     )
     assert result.exit_code == 0, result.output

@@ -138,7 +138,7 @@ def test_pixels_are_normalised_as_in_training() -> None:
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     image = (pixels / 255 - mean[:, None, None]) / std[:, None, None]
     with torch.inference_mode():
-        logits = served._network(torch.tensor(image, dtype=torch.float32)).double()
+        logits = served.graph.network(torch.tensor(image, dtype=torch.float32)).double()
     expected = logits.exp() / logits.exp().sum(1, keepdim=True)
     np.testing.assert_allclose(served.predict({"IMAGE": pixels})["SCORES"], expected, atol=1e-5)
 
@@ -170,7 +170,7 @@ def test_converted_weights_compute_what_autocast_computes() -> None:
     plain = _served("demo")
     pixels = _pixels(3)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        logits = plain._network(plain._normalise(pixels))
+        logits = plain.graph.network(plain.graph.normalise(pixels))
     scores = served.predict({"IMAGE": pixels})["SCORES"]
     np.testing.assert_allclose(scores, logits.float().softmax(1), atol=5e-3)
 

@@ -122,7 +122,7 @@ def test_what_is_served_is_folded() -> None:
     served = FMVIT.serve(network, card, Device(), Path())
     assert isinstance(served, Predictor)
     assert any(isinstance(module, ParallelConvolution) for module in network.modules())
-    assert not any(isinstance(m, ParallelConvolution) for m in served._network.modules())
+    assert not any(isinstance(m, ParallelConvolution) for m in served.graph.network.modules())
     pixels = np.random.default_rng(1).integers(0, 256, (2, 3, 64, 64), dtype=np.uint8)
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     image = (pixels / 255 - mean[:, None, None]) / std[:, None, None]

@@ -130,7 +130,7 @@ def test_a_checkpoint_without_tensors(tmp_path: Path, checkpoint: dict[str, Any]
 
 
 @pytest.mark.parametrize(
-    ("given", "precision", "kept"),
+    ("given", "storage", "kept"),
     [
         (torch.float64, "keep", "F32"),
         (torch.float16, "keep", "F16"),
@@ -140,9 +140,9 @@ def test_a_checkpoint_without_tensors(tmp_path: Path, checkpoint: dict[str, Any]
         (torch.float32, "bfloat16", "BF16"),
     ],
 )
-def test_precisions(tmp_path: Path, given: torch.dtype, precision: Any, kept: str) -> None:
+def test_precisions(tmp_path: Path, given: torch.dtype, storage: Any, kept: str) -> None:
     state = {n: t.to(given) if t.is_floating_point() else t for n, t in STATE.items()}
-    converted(tmp_path, state, precision=precision)
+    converted(tmp_path, state, storage=storage)
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert file.get_slice("head.weight").get_dtype() == kept
         assert file.get_slice("norm.num_batches_tracked").get_dtype() == "I64"
@@ -151,8 +151,8 @@ def test_precisions(tmp_path: Path, given: torch.dtype, precision: Any, kept: st
 def test_values_that_float16_cannot_hold(tmp_path: Path) -> None:
     state = STATE | {"fc.bias": torch.full((3,), 1e5)}
     with pytest.raises(WeightsError, match=r"head\.bias has values beyond float16's 65504"):
-        converted(tmp_path, state, precision="float16")
-    converted(tmp_path, state, precision="bfloat16")
+        converted(tmp_path, state, storage="float16")
+    converted(tmp_path, state, storage="bfloat16")
 
 
 def test_values_that_are_not_finite_are_told(tmp_path: Path) -> None:
