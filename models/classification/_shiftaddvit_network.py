@@ -307,7 +307,7 @@ class PyramidV1(_Pyramid):
         for stage in range(1, STAGES + 1):
             x, size = getattr(self, f"patch_embed{stage}")(x)
             if stage == STAGES:
-                x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), 1)
+                x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), 1)
             x = x + self._positions(stage, size)
             for block in getattr(self, f"block{stage}"):
                 x = block(x, size)

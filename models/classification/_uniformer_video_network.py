@@ -228,7 +228,7 @@ class LightVideoUniFormer(nn.Module):
     def forward(self, clip: torch.Tensor) -> torch.Tensor:
         x = self.blocks1(self.patch_embed1(clip))
         x = self.patch_embed3(self.blocks2(self.patch_embed2(x)))
-        leader = self.cls_token.expand(len(x), -1, -1)
+        leader = self.cls_token.expand(x.shape[0], -1, -1)
         scores = None
         for block in self.blocks3:
             x, leader, scores = block(x, leader, scores)

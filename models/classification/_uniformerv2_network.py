@@ -139,7 +139,7 @@ class Transformer(nn.Module):
 
     def forward(self, x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         frames = size[0]
-        query = self.temporal_cls_token.expand(len(x) // frames, -1, -1)
+        query = self.temporal_cls_token.expand(x.shape[0] // frames, -1, -1)
         units = iter(zip(self.dpe, self.dec, strict=True))
         for layer, block in enumerate(self.resblocks):
             x = block(x, size)  # B T, 1 + H W, C
@@ -205,7 +205,7 @@ class UniFormerV2(nn.Module):
         x = self.conv1(clip)  # B, C, T, H, W
         size = x.shape[2:]
         x = x.flatten(3).permute(0, 2, 3, 1).flatten(0, 1)  # B T, H W, C
-        first = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        first = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         x = torch.cat((first, x), 1) + self.positional_embedding
         return self.transformer(self.ln_pre(x), size)
 

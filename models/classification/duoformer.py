@@ -177,7 +177,7 @@ class DuoTransformer(nn.Module):
         patches = x.shape[1]
         x = (x + self.pos_embed_for_scale).flatten(0, 1)  # B * patches, tokens, dim
         own = self.scaleBlocks(x)[:, 0].unflatten(0, (-1, patches))  # B, patches, dim
-        x = torch.cat((self.cls_token.expand(len(own), -1, -1), own), dim=1) + self.pos_embed
+        x = torch.cat((self.cls_token.expand(own.shape[0], -1, -1), own), dim=1) + self.pos_embed
         return self.head(self.blocks(x)[:, 0])
 
 

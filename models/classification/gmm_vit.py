@@ -244,7 +244,7 @@ class GMMViT(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         x = self.to_patch_embedding(image)
         if self.cls_token is not None:
-            x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
+            x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
         x = self.transformer(x + self.pos_embedding, self.closeness)
         return self.mlp_head(x.mean(dim=1) if self.cls_token is None else x[:, 0])
 

@@ -188,7 +188,7 @@ class T2TViT(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         x = self.tokens_to_token(image)
-        x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1) + self.pos_embed
+        x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1) + self.pos_embed
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x)[:, 0])

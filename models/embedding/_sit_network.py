@@ -62,7 +62,7 @@ class TwoTokenSiT(nn.Module):
         """Return [B, 2 + patches, dim]: the rotation token, the contrastive token, the patches."""
         patches = self.patch_embed(image)
         first = torch.cat((self.rot_token, self.contrastive_token), dim=1)
-        x = torch.cat((first.expand(len(patches), -1, -1), patches), dim=1) + self.pos_embed
+        x = torch.cat((first.expand(patches.shape[0], -1, -1), patches), dim=1) + self.pos_embed
         for block in self.blocks:
             x = block(x)
         return self.norm(x)

@@ -65,7 +65,7 @@ class DinoViT(nn.Module):
     def tokens(self, image: torch.Tensor) -> torch.Tensor:
         """Return all tokens after the final norm, [B, 1 + h * w, dim], the class token first."""
         patches = self.patch_embed(image)  # B, h * w, dim
-        x = torch.cat((self.cls_token.expand(len(patches), -1, -1), patches), dim=1)
+        x = torch.cat((self.cls_token.expand(patches.shape[0], -1, -1), patches), dim=1)
         x = x + self.positions(*image.shape[-2:])
         for block in self.blocks:
             x = block(x)

@@ -118,8 +118,9 @@ def test_comparisons_by_hand() -> None:
     found = agreement([exact], [close], 0.1)
     assert found.error == pytest.approx(0.05)
     assert found.top1 == 0.5
+    apart = {"SCORES": np.array([[0.2, 0.8], [0.55, 0.45]], np.float32)}
     with pytest.raises(choice._Unfit, match="another class"):
-        agreement([exact], [{"SCORES": np.array([[0.2, 0.8], [0.47, 0.53]], np.float32)}], 0.05)
+        agreement([apart], [{"SCORES": np.array([[0.2, 0.8], [0.48, 0.52]], np.float32)}], 0.1)
     with pytest.raises(choice._Unfit, match="nan"):
         agreement([exact], [{"SCORES": exact["SCORES"] * np.nan}], 0.1)
     with pytest.raises(choice._Unfit, match="shape"):

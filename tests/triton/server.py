@@ -24,8 +24,10 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextlib.asynccontextmanager
-async def triton(repository: Path, load: Iterable[str] = ()) -> AsyncIterator[TritonClient]:
-    """Serve `repository` and yield a client of it, once Triton is ready."""
+async def triton(
+    repository: Path, load: Iterable[str] = (), timeout_s: float = 60.0
+) -> AsyncIterator[TritonClient]:
+    """Serve `repository` and yield a client of it, once Triton is ready; a request may take `timeout_s`."""
     backends = repository.parent / "backends"
     embedded.write_backends(backends)
     grpc_port, http_port, metrics_port = free_ports(3)
@@ -37,7 +39,9 @@ async def triton(repository: Path, load: Iterable[str] = ()) -> AsyncIterator[Tr
         log,
     )
     try:
-        async with TritonClient(TritonSettings(url=f"127.0.0.1:{grpc_port}")) as client:
+        async with TritonClient(
+            TritonSettings(url=f"127.0.0.1:{grpc_port}", timeout_s=timeout_s)
+        ) as client:
             async with asyncio.timeout(60):
                 while not await client.ready():
                     if process.status is not None:

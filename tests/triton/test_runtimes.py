@@ -34,7 +34,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def client(repository: Path) -> AsyncIterator[TritonClient]:
-    async with triton(repository, [CATALOGUE, ID]) as client:
+    # The first explanation imports torch, which takes its time on a busy machine.
+    async with triton(repository, [CATALOGUE, ID], timeout_s=250) as client:
         yield client
 
 
