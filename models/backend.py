@@ -73,6 +73,7 @@ class TritonPythonModel:
 
         from models.runtimes.eager import load
 
+        torch.set_grad_enabled(False)
         served, device = load(card, folder, kind, device_id)
         if card.precision == "bfloat16" and device.dtype is not torch.bfloat16:
             pb_utils.Logger.log_warn(

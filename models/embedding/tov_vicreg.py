@@ -97,12 +97,12 @@ class OrderingEmbedder(Embedder):
         answer = super().predict(batch)
         if "BEFORE" not in batch or "AFTER" not in batch:
             return answer
-        network = cast(TOVVICReg, self._network)
-        with self._device.autocast():
-            now, before, after = (
-                network.represent(self._normalise(batch[name]))[0]
-                for name in ("IMAGE", "BEFORE", "AFTER")
-            )
+        network = cast(TOVVICReg, self.graph.network)
+        now, before, after = (
+            self.graph(self.graph.normalise.moved(batch[name]))[0]
+            for name in ("IMAGE", "BEFORE", "AFTER")
+        )
+        with self.graph.device.autocast():
             logit = network.disorder(now, before, after)
         return answer | {"IN_ORDER": (-logit.float()).sigmoid().cpu().numpy()}
 

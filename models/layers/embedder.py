@@ -33,11 +33,11 @@ class Features(Graph):
         assert card.image is not None
         self.network = convert(network, device)
         self.normalise = Normalisation(card.image, device)
-        self._device = device
+        self.device = device
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         image = self.normalise.scaled(pixels)
-        with self._device.autocast():
+        with self.device.autocast():
             vector, features = cast(Represents, self.network).represent(image)
         return vector.float(), features.float()
 

@@ -16,7 +16,6 @@ def load(
     card: Card, folder: Path, kind: str, device_id: str
 ) -> tuple[Predictor | Generator, Device]:
     """Load what the card describes from `folder` onto a device of Triton's (`kind` is CPU or GPU)."""
-    torch.set_grad_enabled(False)
     device = device_of(kind, device_id, card)
     served = architecture(card.architecture).load(card, folder, device)
     if card.runtime == "compile" and isinstance(served, FeedForward):
