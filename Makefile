@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-# Tests that lack one of these are skipped, and say so; likewise without kubectl (1.21 or newer, not in Debian 12).
+# Tests that lack one of these are skipped, and say so; likewise without kubectl (1.22 or newer, not in Debian 12).
 TOOLS := prometheus docker-compose binutils
 
 .PHONY: serve test lint tools clean
