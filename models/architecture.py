@@ -55,7 +55,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Variant:
-    """One published (or demo) configuration of an architecture."""
+    """One published (or demo) configuration of an architecture.
+
+    `licence` is given where its published weights are under other terms than the architecture's.
+    """
 
     name: str
     config: Mapping[str, Any]
@@ -69,6 +72,7 @@ class Variant:
     thresholds: Mapping[str, float] = field(default_factory=dict)
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    licence: Licence | None = None
     demo: bool = False
     default: bool = False
 
@@ -132,6 +136,10 @@ class Architecture(ABC):
             config["num_classes"] = classes
         return config
 
+    def terms(self, variant: Variant) -> Licence:
+        """Return the licence of the published weights of a variant, and of the code."""
+        return variant.licence or self.licence
+
     def card(
         self,
         variant: str,
@@ -146,6 +154,7 @@ class Architecture(ABC):
         Published terms and figures are those of the published weights, and stay off other cards.
         """
         chosen = self.variants[variant]
+        licence = self.terms(chosen)
         official = weights.kind == "official"
         owner = _TERMS.get(weights.kind)
         return Card(
@@ -156,7 +165,7 @@ class Architecture(ABC):
             origin=self.origin,
             architecture=self.slug,
             variant=variant,
-            licence=Licence(code=self.licence.code, weights=owner) if owner else self.licence,
+            licence=Licence(code=licence.code, weights=owner) if owner else licence,
             weights=weights,
             image=chosen.image,
             clip=chosen.clip,

@@ -94,8 +94,7 @@ def pull(
     with plain_errors():
         from models.weights.pull import published, pull
 
-        architecture, _ = published(name)
-        accepted = accept_licence or agreed(architecture)
+        accepted = accept_licence or agreed(*published(name))
         with progress_bars() as watch:
             installed = pull(
                 name,
@@ -249,8 +248,9 @@ def list_architectures(as_json: AsJson = False) -> None:
         table = Table("variant", "weights", "licence of the weights", "paper")
         table.columns[0].no_wrap = True
         for a in known:
-            licence = a.licence.weights + ("" if a.licence.commercial else ", non-commercial")
             for v in a.variants.values():
+                terms = a.terms(v)
+                licence = terms.weights + ("" if terms.commercial else ", non-commercial")
                 weights = "published" if v.sources else "demo" if v.demo else "your own"
                 table.add_row(f"{a.slug}:{v.name}", weights, licence, a.paper.title)
             table.add_section()
@@ -440,6 +440,7 @@ def _described(a: Architecture) -> dict[str, Any]:
                 "name": v.name,
                 "demo": v.demo,
                 "default": v.default,
+                "licence": a.terms(v).model_dump(),
                 "labels": len(v.labels),
                 "sources": [source.url for source in v.sources],
             }

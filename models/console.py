@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 if TYPE_CHECKING:
-    from models.architecture import Architecture, Source
+    from models.architecture import Architecture, Source, Variant
     from models.weights.download import Watcher
     from models.weights.pull import Installed, Watch
     from service.triton.cards import Card
@@ -52,9 +52,9 @@ def _fail(message: str) -> NoReturn:
     raise typer.Exit(1)
 
 
-def agreed(architecture: Architecture) -> bool:
+def agreed(architecture: Architecture, variant: Variant) -> bool:
     """Show the licence; ask where the weights are not for every use and somebody is there to answer."""
-    licence = architecture.licence
+    licence = architecture.terms(variant)
     use = "any use" if licence.commercial else "non-commercial use only"
     notes.print(
         f"{architecture.title}: weights under {licence.weights} ({use}), "

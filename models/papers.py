@@ -154,10 +154,11 @@ def write(path: Path) -> None:
 
 
 def _published(made: list[Architecture]) -> str:
-    variants = [v for a in made for v in a.variants.values() if v.sources]
+    variants = [(a, v) for a in made for v in a.variants.values() if v.sources]
     if not variants:
         return "–"
-    terms = "" if all(a.licence.commercial for a in made) else ", non-commercial"
+    free = [a.terms(v).commercial for a, v in variants]
+    terms = "" if all(free) else ", in part non-commercial" if any(free) else ", non-commercial"
     return f"{len(variants)} by `vitrine pull`{terms}"
 
 

@@ -45,10 +45,11 @@ class _Backbone:
     patch: int
     pixels: tuple[tuple[float, ...], tuple[float, ...]]
     miou: dict[str, float]
-    notes: tuple[str, ...] = ()
+    licence: Licence | None = None
 
 
-_MAE = ("The backbone's own weights (MAE) are CC-BY-NC-4.0: not for commercial use.",)
+# The backbone's own weights, which the authors' are beside or were made from.
+_MAE = Licence(code="MIT", weights="CC-BY-NC-4.0 (MAE's)", commercial=False)
 
 _BACKBONES: dict[str, _Backbone] = {
     "dinov2-small": _Backbone(
@@ -252,7 +253,7 @@ def _variants() -> dict[str, Variant]:
                             note="linear probe on the features",
                         ),
                     ),
-                    notes=backbone.notes,
+                    licence=backbone.licence,
                 )
             )
     return {variant.name: variant for variant in variants}

@@ -77,9 +77,10 @@ def pull(
     file that arrived is kept for the next attempt.
     """
     found, chosen = published(name)
-    if not (found.licence.commercial or accept_licence):
+    licence = found.terms(chosen)
+    if not (licence.commercial or accept_licence):
         raise LicenceNotAccepted(
-            f"the weights of {found.slug} are under {found.licence.weights}, which forbids "
+            f"the weights of {found.slug}:{chosen.name} are under {licence.weights}, which forbids "
             "commercial use; say --accept-licence if yours is not commercial"
         )
     id, present = f"{found.slug}-{chosen.name}", {card.id: card for card in cards(repository)}

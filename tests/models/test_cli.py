@@ -174,6 +174,7 @@ def test_list_names_what_pull_and_add_take() -> None:
         "name": "small",
         "demo": False,
         "default": False,
+        "licence": {"code": "MIT", "weights": "MIT", "commercial": True},
         "labels": 3,
         "sources": ["hf://lab/tiny/tiny.pth"],
     }

@@ -10,6 +10,8 @@ import torch
 
 from models.registry import architecture
 from models.serving import Device, Predictor
+from models.weights.errors import LicenceNotAccepted
+from models.weights.pull import pull
 from service.triton.cards import WeightsRecord
 
 DVT = architecture("dvt")
@@ -140,3 +142,17 @@ def test_pictures_are_squashed_and_normalised_as_the_backbone_s() -> None:
     answer = served.predict({"IMAGE": pixels, "DENSE": np.ones((2, 1), np.int32)})
     np.testing.assert_allclose(answer["EMBEDDING"], token, atol=1e-5)
     np.testing.assert_allclose(answer["FEATURES"], clean, atol=1e-5)
+
+
+def test_weights_beside_or_made_from_mae_s_are_not_for_commercial_use(tmp_path: Path) -> None:
+    official = WeightsRecord(kind="official")
+    for name in DVT.variants:
+        card = DVT.card(name, weights=official)
+        assert card.licence.commercial == (not name.startswith("mae-")), name
+    with pytest.raises(
+        LicenceNotAccepted, match=r"dvt:mae-base-voc-denoised are under CC-BY-NC-4\.0"
+    ):
+        pull("dvt:mae-base-voc-denoised", tmp_path / "repository")
+    # Own weights of the same network are under their owner's terms.
+    own = DVT.card("mae-base-voc-distilled", weights=WeightsRecord(kind="own"))
+    assert own.licence.commercial
