@@ -22,15 +22,13 @@ from safetensors.torch import save_file
 from models.registry import architecture
 from models.repository import write_catalogue, write_entry
 from models.serving import Arrays, Device, Predictor
-from service.errors import TritonUnavailable
 from service.media.images import to_model_input
 from service.settings import TritonSettings
 from service.triton.cards import CATALOGUE, WeightsRecord
-from service.triton.grpc import TritonClient
 from tests.gateway.conftest import build, in_process, listening, settings_for
 from tests.gateway.test_inputs import refused
 from tests.jobs.redis_server import RedisServer
-from tests.triton.server import triton
+from tests.triton.server import loaded, triton
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
 
@@ -64,21 +62,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def gateway(folder: Path, redis_server: RedisServer) -> AsyncIterator[httpx2.AsyncClient]:
     async with triton(folder / "repository", [CATALOGUE]) as client:
         for slug in SERVED:
-            await _load(client, f"{slug}-random")
+            await loaded(client, f"{slug}-random")
         address = TritonSettings(url=client._settings.url)
         settings = settings_for(redis_server, folder, triton=address)
         async with in_process(build(settings)) as gateway:
             yield gateway
-
-
-async def _load(client: TritonClient, model: str) -> None:
-    """Load a model, however long that takes on a busy machine."""
-    while True:
-        try:
-            return await client.load(model)
-        except TritonUnavailable as loading:
-            if loading.stable_code != "model_loading":
-                raise
 
 
 def _picture(seed: int, size: tuple[int, int] = (90, 70)) -> Image.Image:

@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
+from service.errors import TritonUnavailable
 from service.settings import TritonSettings
 from service.supervisor import embedded
 from service.supervisor.process import Process
@@ -21,6 +22,16 @@ def free_ports(count: int) -> list[int]:
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [each.getsockname()[1] for each in sockets]
+
+
+async def loaded(client: TritonClient, model: str) -> None:
+    """Load a model, however long that takes on a busy machine."""
+    while True:
+        try:
+            return await client.load(model)
+        except TritonUnavailable as loading:
+            if loading.stable_code != "model_loading":
+                raise
 
 
 @contextlib.asynccontextmanager
