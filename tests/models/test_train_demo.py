@@ -17,7 +17,7 @@ from models.demo.recipes import UnknownRecipe, classification, genconvit, recipe
 from models.demo.train import RECORD, train
 from models.registry import architecture
 from models.serving import Device, Predictor
-from models.shipped import WEIGHTS
+from models.shipped import SHIPPED, WEIGHTS
 from service.triton.cards import WeightsRecord
 
 
@@ -51,6 +51,38 @@ def test_a_short_training_of_convnext_writes_weights_and_record(tmp_path: Path) 
     answer = served("convnext", folder).predict({"IMAGE": pixels})["SCORES"]
     assert answer.shape == (2, 36)
     np.testing.assert_allclose(answer.sum(1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("slug", ["duoformer", "mae-thorax"])
+def test_networks_of_medicine_learn_from_drawings_of_their_own(slug: str, tmp_path: Path) -> None:
+    folder = tmp_path / f"{slug}-demo"
+    scores = train(folder.name, folder, steps=2)
+    assert set(scores) == {"mean AUC", "mean AUC, degraded pictures"}
+    pictures = classification.RECIPES[folder.name].pictures
+    pixels = pictures.held_out(3).clean.transpose(0, 3, 1, 2)
+    answer = served(slug, folder).predict({"IMAGE": np.ascontiguousarray(pixels)})["SCORES"]
+    assert answer.shape == (3, 5)
+
+
+def test_a_label_of_a_shape_is_worth_its_halves() -> None:
+    truth = torch.tensor([shapes.label("star", "red")])
+    wrong = {
+        name: torch.eye(36)[[shapes.label(*name)]] * 20
+        for name in (("star", "red"), ("star", "blue"), ("cross", "blue"))
+    }
+    losses = [classification.shape_loss(logits, truth).item() for logits in wrong.values()]
+    # Right in both halves, in one, in none.
+    assert losses[0] < losses[1] - 30 < losses[2] - 45
+
+
+def test_the_area_under_the_curve_counts_pairs_in_order() -> None:
+    scores = np.array([[0.9, 0.3], [0.2, 0.5], [0.4, 0.5], [0.1, 0.2]])
+    truth = np.array([[1, 0], [0, 1], [1, 0], [0, 1]])
+    # First label: all four pairs. Second: 0.5 > 0.3, 0.5 = 0.5, 0.2 < 0.3, 0.2 < 0.5.
+    assert classification.mean_auc(scores, truth) == pytest.approx((1 + 1.5 / 4) / 2)
+    kinds = np.array([0, 1, 0, 1])
+    one_hot = kinds[:, None] == np.arange(2)
+    assert classification.mean_auc(scores, kinds) == classification.mean_auc(scores, one_hot)
 
 
 def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
@@ -93,7 +125,7 @@ def test_a_failed_training_leaves_the_old_weights(
 
 
 def test_unknown_models_are_refused_by_name() -> None:
-    with pytest.raises(UnknownRecipe, match="convnext-demo, genconvit-demo"):
+    with pytest.raises(UnknownRecipe, match=r"convnext-demo, .*genconvit-demo"):
         recipe("alexnet-demo")
 
 
@@ -131,7 +163,9 @@ def test_calibration_makes_both_kinds_of_error_equally_frequent() -> None:
     assert np.abs(wrong).max() <= 1 / 24
 
 
-@pytest.mark.parametrize("model_id", ["convnext-demo", "genconvit-demo"])
+@pytest.mark.parametrize(
+    "model_id", sorted((classification.RECIPES.keys() & SHIPPED.keys()) | {"genconvit-demo"})
+)
 def test_shipped_weights_are_small_and_come_with_their_record(model_id: str) -> None:
     folder = WEIGHTS / model_id
     record = json.loads((folder / RECORD).read_text())
