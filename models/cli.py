@@ -6,6 +6,7 @@ torch is imported by the commands that need it, so that help and small commands 
 from __future__ import annotations
 
 import json
+import os
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -23,6 +24,7 @@ from models.console import (
     report,
     report_runtime,
 )
+from service.cli.delegate import PROGRAM
 from service.settings import Settings
 from service.triton.server import trace_options
 
@@ -404,7 +406,7 @@ def papers(
 def main() -> None:
     # What a command had begun is cleared away after a SIGTERM as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    app()
+    app(prog_name=os.environ.get(PROGRAM, "python -m models"))
 
 
 def _repository(given: Path | None) -> Path:

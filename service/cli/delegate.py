@@ -10,6 +10,8 @@ import typer
 from service.cli.output import fail
 from service.supervisor.parts import python
 
+# Names the variable that tells the other side what its user has typed, for its usage lines.
+PROGRAM = "VITRINE_PROGRAM"
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 COMMANDS = {
@@ -36,6 +38,6 @@ def _command(name: str):  # type: ignore[no-untyped-def]
         if importlib.util.find_spec("torch") is None:
             fail(f"`vitrine {name}` needs the networks: pip install 'vitrine[models]'.")
         argv = [*python("models"), name, *context.args]
-        os.execv(argv[0], argv)
+        os.execve(argv[0], argv, os.environ | {PROGRAM: "vitrine"})
 
     return run

@@ -114,6 +114,7 @@ def test_wrong_arguments_are_refused_before_anything_is_sent(
 def test_delegated_commands_show_the_other_side() -> None:
     done = run_vitrine("add", "--help")
     assert done.returncode == 0
+    assert "Usage: vitrine add" in done.stdout
     assert "--checkpoint" in done.stdout
     done = run_vitrine("sample", "nothing", "-o", "x")
     assert done.returncode != 0
