@@ -26,14 +26,14 @@ class Scores(Graph):
         self.network = convert(network, device)
         self.normalise = Normalisation(card.image, device)
         self.activation = torch.sigmoid if card.activation == "sigmoid" else _softmax
-        self._device = device
+        self.device = device
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return (self.activation(self.logits(self.normalise.scaled(pixels))),)
 
     def logits(self, image: torch.Tensor) -> torch.Tensor:
         """Map normalised pictures to float32 logits."""
-        with self._device.autocast():
+        with self.device.autocast():
             return self.network(image).float()
 
 

@@ -23,14 +23,14 @@ class ClipScores(Graph):
         assert card.image is not None
         self.network = lowered(network, device)
         self.normalise = Normalisation(card.image, device)
-        self._device = device
+        self.device = device
         self._sigmoid = card.activation == "sigmoid"
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         # Pictures first: they are what is normalised.
         pictures = self.normalise.scaled(pixels.flatten(0, 1))
         clips = pictures.unflatten(0, (-1, pixels.shape[1])).transpose(1, 2).contiguous()
-        with self._device.autocast():
+        with self.device.autocast():
             logits = self.network(clips).float()
         return (logits.sigmoid() if self._sigmoid else logits.softmax(-1),)
 
