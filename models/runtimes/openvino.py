@@ -10,6 +10,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from models.serving import Arrays, InvalidInput, Predictor
 from models.signatures import SIGNATURES
 from service.triton.cards import Card
@@ -81,7 +83,10 @@ class Compiled:
 
 
 class Exported(Predictor):
-    """A model from the IR in `folder`; what only the torch network can answer loads that, at the first such request."""
+    """A model from the IR in `folder`; what that does not answer the torch network does, loaded at the first such request.
+
+    What both could answer is always the graph's: a picture has the same scores with an explanation and without.
+    """
 
     def __init__(self, card: Card, folder: Path) -> None:
         self._card, self._folder = card, folder
@@ -92,14 +97,19 @@ class Exported(Predictor):
 
     def predict(self, batch: Arrays) -> Arrays:
         wanted = {name for name, by in self._asked_by.items() if by is None or by in batch}
-        if not wanted <= set(self._graph.outputs):
-            return self._eager.predict(batch)
-        return {name: array for name, array in self._graph(batch).items() if name in wanted}
+        answer = {name: array for name, array in self._graph(batch).items() if name in wanted}
+        if wanted <= answer.keys():
+            return answer
+        if "CLASS" in batch:
+            best = answer["SCORES"].argmax(-1).astype(np.int32)[:, None]
+            batch = batch | {"CLASS": np.where(batch["CLASS"] == -1, best, batch["CLASS"])}
+        return self._eager.predict(batch) | answer
 
     @cached_property
     def _eager(self) -> Predictor:
         from models.runtimes.eager import load
 
-        served, _ = load(self._card, self._folder, "CPU", "0")
+        exact = self._card.model_copy(update={"runtime": "torch", "precision": "float32"})
+        served, _ = load(exact, self._folder, "CPU", "0")
         assert isinstance(served, Predictor)
         return served
