@@ -24,7 +24,7 @@ from service.triton.cards import Card, Task, WeightsRecord
 
 TASKS = (Task.CLASSIFICATION, Task.VIDEO_CLASSIFICATION, Task.EMBEDDING)
 WITH_DEMO = [s for s, a in architectures().items() if a.task in TASKS and "demo" in a.variants]
-# OpenVINO cannot take them: complex numbers in the Fourier transform; sizes that follow from the batch.
+# Its Fourier transforms compute in complex numbers, which the exporter cannot follow there.
 NOT_EXPORTABLE = {"hyena-nd"}
 
 
