@@ -85,10 +85,16 @@ def png(image: Image.Image) -> bytes:
 
 
 def card_with(name: str) -> Card:
-    """Return the shipped classifier's card with the pictures of the variant `name`."""
+    """Return the shipped classifier's card, in float32, with the pictures of the variant `name`."""
     id = name.replace(":", "-").lower()
     return shipped("convnext-demo")[0].model_copy(
-        update={"id": id, "image": INPUTS.get(name) or image_of(name), "default": False}
+        update={
+            "id": id,
+            "image": INPUTS.get(name) or image_of(name),
+            "precision": "float32",
+            "runtime": "torch",
+            "default": False,
+        }
     )
 
 
