@@ -26,7 +26,7 @@ from models.layers.classifier import Classifier
 from models.registry import architecture, architectures
 from models.repository import shipped, write_catalogue, write_entry
 from models.serving import Device
-from service.settings import TritonSettings
+from service.settings import LimitSettings, TritonSettings
 from service.tasks.classify.pipeline import Classify
 from service.tasks.classify.schemas import ClassifyParameters
 from service.tasks.contract import Upload, unreported
@@ -167,7 +167,7 @@ async def gateway(
         for card in cards:
             await loaded(client, card.id)
         address = TritonSettings(url=client._settings.url)
-        settings = settings_for(redis_server, directory, triton=address)
+        settings = settings_for(redis_server, directory, triton=address, limits=LimitSettings())
         async with in_process(build(settings)) as gateway:
             yield gateway
 
