@@ -14,16 +14,21 @@ import io
 import json
 import os
 import random
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from locust import HttpUser, between, task
 from PIL import Image
 
-from load_tests.gateway import photograph
-from models.demo.clips import clip_bytes
+# locust puts this file's folder first, where `models` is a benchmark.
+sys.path = [place for place in sys.path if Path(place).resolve() != Path(__file__).parent]
+
+from load_tests.gateway import photograph  # noqa: E402
+from models.demo.clips import clip_bytes  # noqa: E402
 
 PHOTOGRAPH = photograph()
 CLIP = clip_bytes(7, manipulated=True)

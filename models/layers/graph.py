@@ -20,6 +20,10 @@ class Graph(nn.Module):
     input: ClassVar[str]
     outputs: ClassVar[tuple[str, ...]]
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.eval()
+
     @abstractmethod
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return one float32 tensor for each of `outputs`."""

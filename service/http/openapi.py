@@ -30,7 +30,7 @@ NARROWER_CODES: dict[int, tuple[str, ...]] = {
         "invalid_input",
     ),
     404: ("no_model_for_task", "model_of_another_task", "file_not_found", "result_expired"),
-    409: ("request_in_progress",),
+    409: ("request_in_progress", "too_many_examples"),
     413: ("too_many_pixels", "too_many_frames", "video_too_long", "too_complex"),
     415: ("unsupported_codec",),
     422: ("missing_input",),
