@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from k8s import rules
 from load_tests.simulation.scenarios import WORKERS
-from models.repository import write_catalogue
+from models.repository import cards, write_catalogue
 from models.weights.pull import published
 from service.app import create_app
 from service.jobs import endpoints
@@ -189,9 +189,10 @@ def test_the_job_writes_what_triton_loads(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    there = {entry.parent.name for entry in (tmp_path / "repository").glob("*/config.pbtxt")}
+    # The others are loaded on first use.
+    defaults = {card.id for card in cards(tmp_path / "repository") if card.default}
     loaded = {w.partition("=")[2] for w in triton.words if w.startswith("--load-model=")}
-    assert loaded == there
+    assert loaded == defaults | {CATALOGUE}
     inside = Path(weights.env["VITRINE_DATA_DIR"]) / "repository"
     assert option(triton, "--model-repository") == str(inside)
     assert (
