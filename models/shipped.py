@@ -14,6 +14,7 @@ SHIPPED: dict[str, tuple[str, Literal["demo", "official"]]] = {
     "genconvit-demo": ("genconvit:demo", "demo"),
     "micro-dit-demo": ("micro-dit:demo", "demo"),
     "mtcnn": ("mtcnn:default", "official"),
+    "hornet-demo": ("hornet:demo", "demo"),
     "next-vit-demo": ("next-vit:demo", "demo"),
     "s2aformer-demo": ("s2aformer:demo", "demo"),
     "tinyvit-demo": ("tinyvit:demo", "demo"),

@@ -164,7 +164,7 @@ RECIPES = {
         # In channels-last torch 2.15 crashes on a CPU after some steps of these convolutions.
         Classification("fmvit", layout=torch.contiguous_format),
         Classification("gmm-vit"),
-        Classification("hornet"),
+        Classification("hornet", STEPS=3000),
         Classification("hyena-nd"),
         Classification(
             "mae-thorax",
