@@ -64,16 +64,17 @@ class TritonPythonModel:
             return _response([], "")
         wanted = pb_utils.get_input_tensor_by_name(request, "LOAD")
         if wanted is None:
-            self._end_stillborn()
-            rows = [json.dumps([card.id, card.model_dump(mode="json")]) for card in self._cards()]
+            cards = self._cards()
+            self._end_stillborn(cards)
+            rows = [json.dumps([card.id, card.model_dump(mode="json")]) for card in cards]
             return _response(rows, "")
         pinned = [c.id for c in self._cards() if c.default] if self._pin_defaults else []
         verdict = self._room.make(wanted.as_numpy()[0].decode(), pinned)
         return _response([], json.dumps(asdict(verdict)))
 
-    def _end_stillborn(self) -> None:
+    def _end_stillborn(self, cards: list[Card]) -> None:
         """Kill the processes that were ready `start_s` ago, of models that are not."""
-        for card in self._cards():
+        for card in cards:
             idle = idle_since_start(self._repository, card.id, self._start_s) - self._started
             if not idle:
                 continue

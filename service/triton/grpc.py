@@ -293,11 +293,7 @@ class TritonClient:
         first: the others must not unload again what that one has loaded anew.
         """
         if self._has_catalogue:
-            message = request(
-                CATALOGUE,
-                {"TASK": np.array([""], dtype=object), "LOST": np.array([model], dtype=object)},
-            )
-            await self._replicas.ask(lambda stub: stub.ModelInfer(message, timeout=10.0))
+            await self._ask_catalogues("LOST", model)
             return
         unload = pb.RepositoryModelUnloadRequest(model_name=model)
         await self._replicas.unload(unload, timeout=60.0)
@@ -306,13 +302,9 @@ class TritonClient:
         """Wait until every server has memory for `model`. Raises ModelTooLarge, TritonUnavailable."""
         if not self._has_catalogue:
             return
-        message = request(
-            CATALOGUE,
-            {"TASK": np.array([""], dtype=object), "LOAD": np.array([model], dtype=object)},
-        )
         deadline = time.monotonic() + _ROOM_S
         while True:
-            answers = await self._replicas.ask(lambda stub: stub.ModelInfer(message, timeout=10.0))
+            answers = await self._ask_catalogues("LOAD", model)
             rooms = [json.loads(outputs(answer)["ROOM"][0]) for answer in answers]
             verdicts = {room["verdict"] for room in rooms}
             if verdicts == {"granted"}:
@@ -331,6 +323,14 @@ class TritonClient:
                     begun=False,
                 )
             await asyncio.sleep(_ROOM_POLL_S)
+
+    async def _ask_catalogues(self, name: str, text: str) -> list[pb.ModelInferResponse]:
+        """Send the input `name` to the catalogue of every server. Raises AioRpcError."""
+        message = request(
+            CATALOGUE,
+            {"TASK": np.array([""], dtype=object), name: np.array([text], dtype=object)},
+        )
+        return await self._replicas.ask(lambda stub: stub.ModelInfer(message, timeout=10.0))
 
     async def unload(self, model: str) -> None:
         """Unload `model`; running requests finish first. Raises TritonUnavailable."""
@@ -480,11 +480,7 @@ class TritonClient:
             await self._refresh()
         if not self._has_catalogue:
             return False
-        message = request(
-            CATALOGUE,
-            {"TASK": np.array([""], dtype=object), "WITHDRAW": np.array([id], dtype=object)},
-        )
-        await self._replicas.ask(lambda stub: stub.ModelInfer(message, timeout=10.0))
+        await self._ask_catalogues("WITHDRAW", id)
         return True
 
     # Errors
