@@ -19,6 +19,7 @@ from service.supervisor.parts import Addresses
 from service.supervisor.process import Process, adopt_orphans, describe, tail
 from service.supervisor.supervisor import Member, Supervisor
 from service.triton.cards import CATALOGUE
+from service.triton.faults import LOADS, is_dead
 
 # How often a part that was up may end before the start is given up.
 _STARTS = 3
@@ -28,9 +29,6 @@ STOP_ORDER = START_ORDER[::-1]
 _POLL_S = 0.2
 # Reading the weights of a large model from a slow disk takes minutes.
 _LOAD_TIMEOUT_S = 600.0
-# What Triton says of a model whose process was silent for a second; on a busy machine it may be well.
-_NOT_HEALTHY = "is not healthy"
-_LOADS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,11 +198,11 @@ class Stack:
 
         async def load(row: ModelRow) -> None:
             row.state, row.reason = "loading", ""
-            for attempt in range(1, _LOADS + 1):
+            for attempt in range(1, LOADS + 1):
                 try:
                     await probe.load(row.id, _LOAD_TIMEOUT_S)
                 except probes.LoadFailed as failure:
-                    if _NOT_HEALTHY in str(failure) and attempt < _LOADS:
+                    if is_dead(str(failure)) and attempt < LOADS:
                         continue
                     row.state, row.reason = "failed", str(failure)
                 else:

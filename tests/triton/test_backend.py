@@ -107,15 +107,15 @@ async def test_a_model_that_dies_is_restarted(client: TritonClient, death: str) 
 
 async def test_one_death_is_met_with_one_reload(client: TritonClient, repository: Path) -> None:
     log = repository.parent / "triton.log"
-    async with TritonClient(client._settings) as other:
+    async with TritonClient(client.settings) as other:
         await other.models()
         with pytest.raises((TritonUnavailable, ModelFailed)):
             await client.infer("brightness", image(99))
         before = log.read_text().count("successfully loaded 'brightness'")
         async with asyncio.timeout(60):
-            await client._start_loading("brightness", dead=True)
+            await client.reload("brightness")
             # One that was refused by the dead process and is told so only now.
-            await other._start_loading("brightness", dead=True)
+            await other.reload("brightness")
         assert (await other.infer("brightness", image(5)))["SCORES"][0, 0] == 5
     assert log.read_text().count("successfully loaded 'brightness'") == before + 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import psutil
@@ -12,7 +13,7 @@ from models.repository import write_catalogue
 from service.errors import TritonUnavailable
 from service.triton.cards import CATALOGUE, Task
 from tests.processes import descendants
-from tests.triton.server import triton
+from tests.triton.server import loaded, triton
 from tests.triton.test_backend import image
 from tests.triton.toys import write_toy
 
@@ -45,14 +46,11 @@ async def test_a_process_that_triton_gave_up_is_ended_and_loaded_again(
             process.suspend()
             await asyncio.sleep(2.5)
             process.resume()
-            while True:
-                try:
-                    card = await client.resolve(Task.CLASSIFICATION, None)
-                    break
-                except TritonUnavailable:
-                    await asyncio.sleep(0.2)  # as callers do
+            with contextlib.suppress(TritonUnavailable):  # of a caller who does not wait that long
+                await loading
+            await loaded(client, "slow")
+        card = await client.resolve(Task.CLASSIFICATION, None)
         assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
         assert (await client.infer(card.id, image(5)))["SCORES"][0, 0] == 5
-        await asyncio.gather(loading, return_exceptions=True)
     log = (tmp_path / "triton.log").read_text()
     assert f"process {process.pid} is ready and Triton has not taken it up" in log
