@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 
@@ -10,7 +11,7 @@ import grpc
 import structlog
 from tritonclient.grpc import service_pb2 as pb
 
-from service.errors import ModelNotFound, ModelTooLarge, TritonUnavailable
+from service.errors import ModelNotFound, ModelTooLarge, TritonUnavailable, VitrineError
 from service.triton import faults
 from service.triton.connection import Connection
 from service.triton.replicas import is_down
@@ -20,6 +21,8 @@ from service.triton.tensors import outputs
 # How long to wait for memory: a model that is unloaded needs some seconds to end.
 _ROOM_S = 25.0
 _ROOM_POLL_S = 0.25
+# How often to look at a load under way: the catalogue ends processes that Triton does not take up.
+_LOOK_S = 2.0
 _LOG = structlog.stdlib.get_logger("vitrine.triton")
 
 
@@ -76,6 +79,7 @@ class Loading:
             task.exception()  # whoever waits gets it; nobody need wait
 
     async def _load(self, model: str, dead: bool) -> None:
+        looking = asyncio.ensure_future(self._look())
         try:
             if dead:
                 await self._bury(model)
@@ -92,7 +96,15 @@ class Loading:
                 code="model_load_failed",
                 retry_after=30.0,
             ) from None
+        finally:
+            looking.cancel()
         await self._served.refresh()
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            with contextlib.suppress(VitrineError):
+                await self._served.refresh()
 
     async def _load_alive(self, model: str) -> None:
         """Load `model`, and again where Triton took its process for dead while that was busy starting."""

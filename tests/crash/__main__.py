@@ -55,7 +55,7 @@ def main() -> None:
             bar.update(task, completed=len(tally.rounds), jobs=tally.jobs)
             live.update(Group(rounds_table(tally), bar))
 
-        tally = asyncio.run(run(options.rounds, options.seed, options.jobs, folder, show))
+        tally = asyncio.run(run(range(options.rounds), options.seed, options.jobs, folder, show))
     seconds = time.monotonic() - started
     console.print(totals_table(results.totals(tally), seconds))
     if options.results is not None:

@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -55,13 +55,13 @@ class Tally:
 
 
 async def run(
-    rounds: int,
+    rounds: Sequence[int],
     seed: int,
     jobs: int,
     folder: Path,
     show: Callable[[Tally], None],
 ) -> Tally:
-    """Run `rounds` rounds of about `jobs` jobs on a system in `folder`; end at the first violation."""
+    """Run the rounds of these numbers, each of about `jobs` jobs, on a system in `folder`; end at the first violation."""
     tally = Tally(seed)
     async with running(folder) as system:
         redis = await connect(system)
@@ -69,7 +69,7 @@ async def run(
         tally.met = client.counts
         checks = Checks(system, redis, client)
         try:
-            for number in range(rounds):
+            for number in rounds:
                 await _round(number, seed, jobs, system, checks, tally)
                 show(tally)
             await _clear(system, checks)

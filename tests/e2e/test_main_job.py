@@ -20,7 +20,7 @@ from tests.e2e.service import Service
 pytestmark = pytest.mark.slow
 
 COUNT = 360
-CLIPS = 80
+CLIPS = 50
 PROMPTS = 200
 
 
