@@ -61,7 +61,7 @@ def system(directory: Path) -> Iterator[str]:
             write_toy(repository, "brightness", "brightness", default=True)
             write_toy(repository, "counter", "counter", default=True, parameters=_PAINTER)
             async with triton(repository, [CATALOGUE, "brightness", "counter"]) as client:
-                settings = _settings(directory, redis, client._settings)
+                settings = _settings(directory, redis, client.settings)
                 async with Queue(settings.redis, settings.jobs) as jobs:
                     worker = Worker(
                         settings, jobs, Store(settings), client, PIPELINES, WorkerMetrics()

@@ -69,7 +69,7 @@ def settings(client: TritonClient, folder: Path, redis_server: RedisServer) -> S
     return settings_for(
         redis_server,
         folder,
-        triton=TritonSettings(url=client._settings.url),
+        triton=TritonSettings(url=client.settings.url),
         limits=LimitSettings(request_seconds=60.0),
     )
 

@@ -63,7 +63,7 @@ async def gateway(folder: Path, redis_server: RedisServer) -> AsyncIterator[http
     async with triton(folder / "repository", [CATALOGUE]) as client:
         for slug in SERVED:
             await loaded(client, f"{slug}-random")
-        address = TritonSettings(url=client._settings.url)
+        address = TritonSettings(url=client.settings.url)
         settings = settings_for(redis_server, folder, triton=address)
         async with in_process(build(settings)) as gateway:
             yield gateway

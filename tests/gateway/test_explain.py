@@ -36,7 +36,7 @@ async def gateway(
     card, parts = shipped("convnext-demo")
     write_entry(repository, card, parts, "cpu")
     async with triton(repository, [CATALOGUE, card.id]) as client:
-        address = TritonSettings(url=client._settings.url)
+        address = TritonSettings(url=client.settings.url)
         settings = settings_for(redis_server, directory, triton=address)
         async with in_process(build(settings)) as gateway:
             yield gateway

@@ -31,7 +31,7 @@ async def toys(
     write_toy(repository, "brightness", "brightness", default=True)
     write_toy(repository, "counter", "counter", default=True)
     async with triton(repository, [CATALOGUE, "brightness"]) as client:
-        address = TritonSettings(url=client._settings.url)
+        address = TritonSettings(url=client.settings.url)
         settings = settings_for(redis_server, directory, triton=address)
         async with in_process(build(settings)) as gateway:
             yield gateway
@@ -53,7 +53,7 @@ async def test_readiness_is_about_the_required_models(
     write_toy(repository, "counter", "counter", default=True)
     async with triton(repository, [CATALOGUE, "brightness"]) as client:
         for required, ready in ((("brightness",), True), (("brightness", "nothing"), False)):
-            address = TritonSettings(url=client._settings.url, required_models=required)
+            address = TritonSettings(url=client.settings.url, required_models=required)
             settings = settings_for(redis_server, tmp_path, triton=address)
             async with in_process(build(settings)) as gateway:
                 answer = await gateway.get("/readyz")

@@ -166,7 +166,7 @@ async def gateway(
     async with triton(repository, [CATALOGUE]) as client:
         for card in cards:
             await loaded(client, card.id)
-        address = TritonSettings(url=client._settings.url)
+        address = TritonSettings(url=client.settings.url)
         settings = settings_for(redis_server, directory, triton=address, limits=LimitSettings())
         async with in_process(build(settings)) as gateway:
             yield gateway

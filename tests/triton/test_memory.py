@@ -45,7 +45,7 @@ async def client(repository: Path) -> AsyncIterator[TritonClient]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(os.environ, "VITRINE_TRITON__MEMORY_BYTES", str(BUDGET))
         async with triton(repository, [CATALOGUE]) as served:
-            settings = TritonSettings(url=served._settings.url, load_timeout_s=60)
+            settings = TritonSettings(url=served.settings.url, load_timeout_s=60)
             async with TritonClient(settings) as client:
                 yield client
 

@@ -42,7 +42,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def client(repository: Path) -> AsyncIterator[TritonClient]:
     async with triton(repository, [CATALOGUE, "brightness", "counter"]) as served:
-        settings = TritonSettings(url=served._settings.url, stall_s=STALL_S)
+        settings = TritonSettings(url=served.settings.url, stall_s=STALL_S)
         async with TritonClient(settings) as client:
             await client.models()
             yield client

@@ -200,7 +200,9 @@ async def test_a_server_that_hangs_does_not_hide_the_others(
     async with TritonClient(TritonSettings(url=listed)) as client:
         os.kill(servers[2].pid, signal.SIGSTOP)
         try:
-            index = await client._replicas.index(pb.RepositoryIndexRequest(), timeout=1.0)
+            index = await client._connection.replicas.index(
+                pb.RepositoryIndexRequest(), timeout=1.0
+            )
         finally:
             os.kill(servers[2].pid, signal.SIGCONT)
         states = {model.name: model.state for model in index.models}
