@@ -69,6 +69,8 @@ class Variant:
     sources: tuple[Source, ...] = ()
     metrics: tuple[Metric, ...] = ()
     flops: int | None = None
+    segmentation: Literal["semantic", "panoptic", "instance", "binary"] | None = None
+    things: tuple[int, ...] = ()
     thresholds: Mapping[str, float] = field(default_factory=dict)
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -172,6 +174,8 @@ class Architecture(ABC):
             labels=chosen.labels if labels is None else labels,
             members=chosen.members,
             activation=self.activation,
+            segmentation=chosen.segmentation,
+            things=chosen.things,
             thresholds=dict(chosen.thresholds),
             default=chosen.default,
             cost=self.cost,

@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -118,13 +119,13 @@ class TritonPythonModel:
         sizes = [len(next(iter(arrays.values()))) for arrays in batch]
         try:
             joined = {name: np.concatenate([a[name] for a in batch]) for name in batch[0]}
+            ends = np.cumsum(sizes)[:-1]
             outputs = self._predictor.predict(joined)
+            split = {name: _split(output, ends) for name, output in outputs.items()}
         except Exception as error:
             if len(batch) == 1:
                 return [error]
             return [outcome for arrays in batch for outcome in self._predict([arrays])]
-        ends = np.cumsum(sizes)[:-1]
-        split = {name: np.split(array, ends) for name, array in outputs.items()}
         return [{name: parts[i] for name, parts in split.items()} for i in range(len(batch))]
 
     def _response(self, request: Any, outcome: Arrays | Exception) -> Any:
@@ -206,6 +207,16 @@ class Caller:
     def has_gone(self) -> bool:
         """Tell whether nobody wants them any more."""
         return self.sender.is_cancelled() or is_withdrawn(self.repository, self.id)
+
+
+def _split(output: np.ndarray | list[np.ndarray], ends: np.ndarray) -> list[np.ndarray]:
+    """Return what is each request's, batch first. Raises InvalidInput where the items of one request differ in shape."""
+    if isinstance(output, np.ndarray):
+        return np.split(output, ends)
+    parts = [output[start:end] for start, end in pairwise([0, *ends, len(output)])]
+    if any(item.shape != part[0].shape for part in parts for item in part):
+        raise InvalidInput("the answers to these items differ in shape; send one item a request")
+    return [np.stack(part) for part in parts]
 
 
 def _is_late(request: Any) -> bool:

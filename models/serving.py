@@ -8,7 +8,7 @@ what serves an exported graph needs none.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import torch
 
 Arrays = dict[str, np.ndarray]
+
+# What a predictor gives for a batch: arrays, batch first; a list of one array an item where their shapes differ.
+Outputs = Mapping[str, np.ndarray | list[np.ndarray]]
 
 
 class InvalidInput(ValueError):
@@ -58,10 +61,11 @@ class Predictor(ABC):
     """A feed-forward network behind the tensors of its task (`models/signatures.py`)."""
 
     @abstractmethod
-    def predict(self, batch: Arrays) -> Arrays:
+    def predict(self, batch: Arrays) -> Outputs:
         """Return the task's outputs for a batch.
 
-        Every input and output has the batch as its first dimension; all items have one shape.
+        Every input and output has the batch as its first dimension, and all items have one shape; outputs
+        of which they do not are lists of one array an item.
         Raises InvalidInput if an item cannot be processed: the backend then runs the items one by
         one, so that only the bad one fails.
         """

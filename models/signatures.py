@@ -80,6 +80,30 @@ SIGNATURES: dict[Task, Signature] = {
             TensorSpec("IN_ORDER", "TYPE_FP32", (1,), optional=True, asked_by="BEFORE"),
         ),
     ),
+    # MASK [H, W] at SIZE (height, width; without it, the size of IMAGE): networks resize their logits to it before
+    # they decide. It holds indices of labels (card.segmentation: semantic), numbers of SEGMENTS from 1 on with 0 for
+    # nothing (panoptic, instance), or 0 and 1 (binary). SEGMENTS has a row (id, class, score) for each value there is
+    # in MASK, but for the 0 that stands for nothing: the id is that value, the class an index of labels, the score
+    # the network's confidence (semantic, binary: the mean probability there). A request with PROBABILITY (1) is
+    # answered, by binary models, with the map that MASK was decided from. DEPTH (0: as the network's gate decides) is
+    # how many layers of its encoder a network with such a gate runs; the request is answered with DEPTH_USED.
+    # One request is one picture: SEGMENTS of several differ in length.
+    Task.SEGMENTATION: Signature(
+        (
+            _IMAGE,
+            TensorSpec("SIZE", "TYPE_INT32", (2,), optional=True),
+            TensorSpec("DEPTH", "TYPE_INT32", (1,), optional=True),
+            TensorSpec("PROBABILITY", "TYPE_INT32", (1,), optional=True),
+        ),
+        (
+            TensorSpec("MASK", "TYPE_INT32", (-1, -1)),
+            TensorSpec("SEGMENTS", "TYPE_FP32", (-1, 3)),
+            TensorSpec(
+                "PROBABILITIES", "TYPE_FP32", (-1, -1), optional=True, asked_by="PROBABILITY"
+            ),
+            TensorSpec("DEPTH_USED", "TYPE_INT32", (1,), optional=True, asked_by="DEPTH"),
+        ),
+    ),
     # SHARE of the picture is hidden, SEED decides which parts. RESTORED has the prediction where HIDDEN [h, w] is 1.
     Task.RECONSTRUCTION: Signature(
         (
@@ -139,7 +163,7 @@ def dims(spec: TensorSpec, card: Card) -> list[int]:
     """Return the tensor's dimensions; a picture's size, and the number of frames, is the card's where that fixes one."""
     image = card.image
     if spec.type == "TYPE_UINT8" and spec.dims[-2:] == (-1, -1) and image is not None:
-        size = [image.height or -1, image.width or -1] if image.resize != "none" else [-1, -1]
+        size = [image.height or -1, image.width or -1] if image.is_fixed else [-1, -1]
         frames = [card.clip.frames if card.clip else -1] if len(spec.dims) == 4 else []
         channels = 1 if image.colour == "L" else 3
         if card.clip and not frames:

@@ -11,13 +11,13 @@ from service.triton.cards import ImageInput
 
 
 class Normalisation:
-    """Turns `uint8` [B, 3, height, width] into float32 (pixel / 255 - mean) / std on the device.
+    """Turns `uint8` [B, 3, height, width], of the card's size where that fixes one, into float32 (pixel / 255 - mean) / std on the device.
 
     The result lies in the device's preferred memory format.
     """
 
     def __init__(self, image: ImageInput, device: Device) -> None:
-        self._size = (image.height, image.width)
+        self._size = (image.height, image.width) if image.is_fixed else None
         self._device = device.torch
         self._format = memory_format(device)
         std = torch.tensor(image.std).view(-1, 1, 1)
@@ -30,8 +30,8 @@ class Normalisation:
 
     def moved(self, pixels: np.ndarray) -> torch.Tensor:
         """Return the `uint8` pictures on the device. Raises InvalidInput if they are not of the card's size."""
-        if pixels.shape[1] != 3 or pixels.shape[2:] != self._size:
-            height, width = self._size
+        if pixels.shape[1] != 3 or self._size not in (None, pixels.shape[2:]):
+            height, width = self._size or ("height", "width")
             raise InvalidInput(
                 f"pixels of shape {list(pixels.shape[1:])}; this model takes [3, {height}, {width}]"
             )

@@ -182,6 +182,9 @@ def _input(card: dict[str, Any]) -> str:
         return ""
     if image["resize"] == "none":
         return f"pictures of {image['min_side']} to {image['max_side']} pixels a side"
+    if image["resize"] == "fit":
+        shorter, longer = image["resize_to"], image["max_side"]
+        return f"shorter side {shorter}, longer at most {longer}, {image['interpolation']}"
     rule = {
         "squash": "resized to fit",
         "shorter-side": f"shorter side {image['resize_to']}, centre",

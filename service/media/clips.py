@@ -21,7 +21,7 @@ def cut_frame(image: Image.Image, contract: ImageInput, crops: int) -> list[NDAr
     One crop is the centre of the frame with its shorter side at the card's `resize_to`. Three crops
     are the two ends and the centre of the longer side, with the shorter side as long as the crop.
     """
-    if contract.height is None or contract.width is None or contract.resize == "none":
+    if contract.height is None or contract.width is None or not contract.is_fixed:
         raise ValueError("the frames' card states no fixed size")
     size = (contract.width, contract.height)
     pixels = np.asarray(image, np.uint8)

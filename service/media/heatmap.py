@@ -29,7 +29,7 @@ class Region:
 def seen_region(size: tuple[int, int], contract: ImageInput) -> Region:
     """Return which part of a picture of `size` (width, height) `to_model_input` gives to the model."""
     width, height = size
-    if contract.resize == "squash":
+    if contract.resize in ("squash", "fit"):
         return Region(0.0, 0.0, width, height)
     if contract.resize == "none":
         step = contract.multiple_of

@@ -116,6 +116,8 @@ def to_model_input(image: Image.Image, contract: ImageInput) -> NDArray[np.uint8
     if contract.colour == "L":
         image = image.convert("L")
     filter_ = _RESAMPLING[contract.interpolation]
+    if contract.resize == "fit":
+        return to_planes(image.resize(_fitted(image.size, contract), filter_))
     if contract.resize == "none":
         _check_sides(image.size, contract)
         return _filled_up(to_planes(image), contract.multiple_of)
@@ -142,6 +144,14 @@ def shorter_side_size(width: int, height: int, resize_to: int) -> tuple[int, int
     if width <= height:
         return resize_to, int(resize_to * height / width)
     return int(resize_to * width / height), resize_to
+
+
+def _fitted(size: tuple[int, int], contract: ImageInput) -> tuple[int, int]:
+    """Return (width, height) with the shorter side at `resize_to`, the longer one at `max_side` at most."""
+    scale = (contract.resize_to or contract.max_side) / min(size)
+    scale = min(scale, contract.max_side / max(size))
+    width, height = (max(1, int(side * scale + 0.5)) for side in size)
+    return width, height
 
 
 def centre(size: int, crop: int) -> int:

@@ -79,6 +79,8 @@ class ImageInput(_Frozen):
     `resize`:
       * `squash`: to (height, width), aspect not kept;
       * `shorter-side`: shorter side to `resize_to`, then centre crop to (height, width);
+      * `fit`: aspect kept, shorter side to `resize_to`, or the longer one to `max_side` where it would exceed
+        that; sides are rounded half up. Whatever the network fills up, it fills up itself;
       * `none`: sent at its own size, within [min_side, max_side], its right and bottom edges
         repeated up to the next multiple of `multiple_of`.
     `mean` and `std` (per channel, for pixels in 0..1) are applied inside the model; they are here
@@ -88,7 +90,7 @@ class ImageInput(_Frozen):
     height: int | None = None
     width: int | None = None
     colour: Literal["RGB", "L"] = "RGB"
-    resize: Literal["squash", "shorter-side", "none"] = "squash"
+    resize: Literal["squash", "shorter-side", "fit", "none"] = "squash"
     resize_to: int | None = None
     interpolation: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = (
         "bilinear"
@@ -98,6 +100,11 @@ class ImageInput(_Frozen):
     multiple_of: int = 1
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether all pictures are sent at one size."""
+        return self.resize not in ("fit", "none")
 
 
 class ClipInput(_Frozen):
@@ -160,7 +167,11 @@ class Acceleration(_Frozen):
 
 
 class Card(_Frozen):
-    """Everything that the service and its users need to know about one served model."""
+    """Everything that the service and its users need to know about one served model.
+
+    `segmentation`: what the MASK of a segmentation model holds (`models/signatures.py`). `things`: which labels
+    are of objects that can be counted; the others are of stuff, as sky. Classes are indices of `labels`.
+    """
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9._+-]{0,127}$")
     version: str = "1"
@@ -177,6 +188,8 @@ class Card(_Frozen):
     labels: tuple[str, ...] = ()
     members: tuple[str, ...] = ()
     activation: Literal["softmax", "sigmoid"] = "softmax"
+    segmentation: Literal["semantic", "panoptic", "instance", "binary"] | None = None
+    things: tuple[int, ...] = ()
     thresholds: dict[str, float] = Field(default_factory=dict)
     default: bool = False
     cost: Literal["interactive", "batch"] = "interactive"

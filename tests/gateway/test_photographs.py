@@ -48,7 +48,7 @@ def image_inputs() -> dict[str, ImageInput]:
     for slug, made in architectures().items():
         for variant in made.variants.values():
             image = variant.image
-            if image is not None and image.colour == "RGB" and image.resize != "none":
+            if image is not None and image.colour == "RGB" and image.is_fixed:
                 found.setdefault(image, f"{slug}:{variant.name}")
     return {name: image for image, name in found.items()}
 

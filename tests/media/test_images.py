@@ -302,6 +302,24 @@ def test_a_picture_at_its_own_size_stays_within_the_card_s_sides(photograph: Ima
         to_model_input(photograph.resize((513, 40)), own)
 
 
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((640, 480), (1067, 800)),
+        ((480, 640), (800, 1067)),
+        ((2000, 500), (1333, 333)),
+        ((1, 4000), (1, 1333)),
+        ((1, 1), (800, 800)),
+    ],
+)
+def test_a_picture_is_fitted_by_its_shorter_side_or_by_its_longer_one(
+    size: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    contract = ImageInput(resize="fit", resize_to=800, max_side=1333)
+    planes = to_model_input(Image.new("RGB", size, "red"), contract)
+    assert planes.shape == (3, expected[1], expected[0])
+
+
 def test_sides_are_filled_up_to_multiples(photograph: Image.Image) -> None:
     picture = photograph.crop((0, 0, 30, 17))
     contract = ImageInput(resize="none", multiple_of=16)
