@@ -37,7 +37,7 @@ class Autoencoder:
         with Uninitialised():
             vae = AutoencoderKL.from_config(json.loads((folder / "vae.json").read_text()))
         state = load_file(folder / "vae.safetensors")
-        vae.load_state_dict({_current_name(name): value for name, value in state.items()})
+        vae.load_state_dict({current_name(name): value for name, value in state.items()})
         return cls(vae.float().eval().to(device.torch), device)
 
     @torch.inference_mode()
@@ -63,7 +63,8 @@ class Autoencoder:
         return torch.cat(pictures)
 
 
-def _current_name(name: str) -> str:
+def current_name(name: str) -> str:
+    """Return diffusers' present name of an entry of a file of any age."""
     module, _, leaf = name.rpartition(".")
     parent, _, last = module.rpartition(".")
     return f"{parent}.{_RENAMED[last]}.{leaf}" if last in _RENAMED else name

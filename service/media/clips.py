@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from service.media.resampling import scaled_window
 from service.triton.cards import ImageInput
 
 CROPS = (1, 3)
@@ -26,11 +27,13 @@ def cut_frame(image: Image.Image, contract: ImageInput, crops: int) -> list[NDAr
     size = (contract.width, contract.height)
     pixels = np.asarray(image, np.uint8)
     if contract.resize == "squash":
-        part = _scaled(pixels, size, (0, 0), size)
+        part = scaled_window(pixels, size, (0, 0), size)
         return [part] * crops
     shorter = min(size) if crops > 1 else contract.resize_to or min(size)
     whole = scaled_size(*image.size, shorter)
-    return [_scaled(pixels, whole, corner, size) for corner in crop_corners(whole, size, crops)]
+    return [
+        scaled_window(pixels, whole, corner, size) for corner in crop_corners(whole, size, crops)
+    ]
 
 
 def scaled_size(width: int, height: int, shorter: int) -> tuple[int, int]:
@@ -50,37 +53,3 @@ def crop_corners(
     if whole[1] > whole[0]:
         return [(left, 0), (left, top), (left, whole[1] - size[1])]
     return [(0, top), (left, top), (whole[0] - size[0], top)]
-
-
-def _scaled(
-    pixels: NDArray[np.uint8],
-    whole: tuple[int, int],
-    corner: tuple[int, int],
-    size: tuple[int, int],
-) -> NDArray[np.uint8]:
-    """Return the window of `size` at `corner` of `pixels` [H, W, 3] scaled to `whole`, as planes.
-
-    Only the window is computed, however long the frame. Each pixel is mixed from the four next to its
-    place; edges are repeated.
-    """
-    columns, right, across = _places(pixels.shape[1], whole[0], corner[0], size[0])
-    rows, below, down = _places(pixels.shape[0], whole[1], corner[1], size[1])
-    across, down = across[None, :, None], down[:, None, None]
-    mixed = [
-        pixels[row[:, None], columns[None]] * (1 - across)
-        + pixels[row[:, None], right[None]] * across
-        for row in (rows, below)
-    ]
-    result = np.rint(mixed[0] * (1 - down) + mixed[1] * down).astype(np.uint8)
-    return np.ascontiguousarray(result.transpose(2, 0, 1))
-
-
-def _places(
-    side: int, scaled: int, first: int, count: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Return, for pixels `first` ... of a side scaled to `scaled`, both neighbours and the second one's share."""
-    place = (np.arange(first, first + count) + 0.5) * (side / scaled) - 0.5
-    place = np.clip(place, 0, side - 1)
-    before = place.astype(np.int64)
-    after = np.minimum(before + 1, side - 1)
-    return before, after, (place - before).astype(np.float32)

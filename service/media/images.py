@@ -17,6 +17,7 @@ from PIL import ExifTags, Image
 from service.errors import BadInput, PayloadTooLarge, UnsupportedMedia
 from service.media.budget import Budget, MeteredBytes
 from service.media.jpeg import check_scans
+from service.media.resampling import scaled_window
 from service.media.room import Room
 from service.media.sniff import HEAD_BYTES, sniff
 from service.settings import LimitSettings
@@ -115,20 +116,19 @@ def to_model_input(image: Image.Image, contract: ImageInput) -> NDArray[np.uint8
     """
     if contract.colour == "L":
         image = image.convert("L")
-    filter_ = _RESAMPLING[contract.interpolation]
-    if contract.resize == "fit":
-        return to_planes(image.resize(_fitted(image.size, contract), filter_))
     if contract.resize == "none":
         _check_sides(image.size, contract)
         return _filled_up(to_planes(image), contract.multiple_of)
+    if contract.resize == "fit":
+        return _resized(image, _fitted(image.size, contract), contract)
     if contract.height is None or contract.width is None:
         raise ValueError(f"resize {contract.resize!r} needs a height and a width")
     size = (contract.width, contract.height)
     if contract.resize == "squash":
-        image = image.resize(size, filter_)
-    else:
-        image = _resized_and_cropped(image, contract.resize_to or min(size), size, filter_)
-    return to_planes(image)
+        return _resized(image, size, contract)
+    filter_ = _RESAMPLING[contract.interpolation]
+    resize_to = contract.resize_to or min(size)
+    return to_planes(_resized_and_cropped(image, resize_to, size, filter_))
 
 
 def to_planes(image: Image.Image) -> NDArray[np.uint8]:
@@ -157,6 +157,12 @@ def _fitted(size: tuple[int, int], contract: ImageInput) -> tuple[int, int]:
 def centre(size: int, crop: int) -> int:
     """Return where a centred window of `crop` pixels starts on a side of `size` (negative: padding)."""
     return round((size - crop) / 2) if size >= crop else -((crop - size) // 2)
+
+
+def _resized(image: Image.Image, size: tuple[int, int], contract: ImageInput) -> NDArray[np.uint8]:
+    if contract.interpolation == "linear":
+        return scaled_window(np.atleast_3d(np.asarray(image, np.uint8)), size, (0, 0), size)
+    return to_planes(image.resize(size, _RESAMPLING[contract.interpolation]))
 
 
 def _filled_up(planes: NDArray[np.uint8], multiple_of: int) -> NDArray[np.uint8]:

@@ -83,6 +83,8 @@ class ImageInput(_Frozen):
         that; sides are rounded half up. Whatever the network fills up, it fills up itself;
       * `none`: sent at its own size, within [min_side, max_side], its right and bottom edges
         repeated up to the next multiple of `multiple_of`.
+    `interpolation` is Pillow's of that name; `linear` (with `squash` and `fit`) mixes the four nearest pixels
+    also where a picture becomes smaller, as OpenCV does.
     `mean` and `std` (per channel, for pixels in 0..1) are applied inside the model; they are here
     so that a user can see and repeat the pre-processing.
     """
@@ -92,9 +94,9 @@ class ImageInput(_Frozen):
     colour: Literal["RGB", "L"] = "RGB"
     resize: Literal["squash", "shorter-side", "fit", "none"] = "squash"
     resize_to: int | None = None
-    interpolation: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = (
-        "bilinear"
-    )
+    interpolation: Literal[
+        "nearest", "box", "bilinear", "hamming", "bicubic", "lanczos", "linear"
+    ] = "bilinear"
     min_side: int = 1
     max_side: int = 4096
     multiple_of: int = 1

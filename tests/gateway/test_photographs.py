@@ -58,19 +58,18 @@ INPUTS = image_inputs()
 
 def reference(image: ImageInput) -> v2.Transform:
     """Return torchvision's transform of a Pillow picture to a normalised tensor."""
-    filter_ = InterpolationMode(image.interpolation)
     size = [image.height, image.width]
-    if image.resize == "squash":
-        sized = [v2.Resize(size, filter_)]
+    if image.interpolation == "linear":
+        sized = [v2.PILToTensor(), v2.Resize(size, antialias=False)]
     else:
-        sized = [v2.Resize(image.resize_to or min(size), filter_), v2.CenterCrop(size)]
+        filter_ = InterpolationMode(image.interpolation)
+        if image.resize == "squash":
+            sized = [v2.Resize(size, filter_)]
+        else:
+            sized = [v2.Resize(image.resize_to or min(size), filter_), v2.CenterCrop(size)]
+        sized.append(v2.PILToTensor())
     return v2.Compose(
-        [
-            *sized,
-            v2.PILToTensor(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(image.mean, image.std),
-        ]
+        [*sized, v2.ToDtype(torch.float32, scale=True), v2.Normalize(image.mean, image.std)]
     )
 
 
