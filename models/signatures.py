@@ -80,6 +80,7 @@ SIGNATURES: dict[Task, Signature] = {
             TensorSpec("IN_ORDER", "TYPE_FP32", (1,), optional=True, asked_by="BEFORE"),
         ),
     ),
+    # IMAGE is the whole picture (card.image: `squash` or `fit`); networks fill it up themselves as they need it.
     # MASK [H, W] at SIZE (height, width; without it, the size of IMAGE): networks resize their logits to it before
     # they decide. It holds indices of labels (card.segmentation: semantic), numbers of SEGMENTS from 1 on with 0 for
     # nothing (panoptic, instance), or 0 and 1 (binary). SEGMENTS has a row (id, class, score) for each value there is

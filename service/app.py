@@ -41,6 +41,7 @@ from service.tasks.embed.examples_endpoints import router as examples
 from service.tasks.explain.endpoints import router as explain
 from service.tasks.generate.endpoints import router as generate
 from service.tasks.reconstruct.endpoints import router as reconstruct
+from service.tasks.segment.endpoints import router as segment
 from service.triton.endpoints import router as models
 from service.web.endpoints import mount_pages
 
@@ -100,7 +101,7 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     problems.register(app)
-    tasks = (classify, deepfake, embed, examples, explain, generate, reconstruct)
+    tasks = (classify, deepfake, embed, examples, explain, generate, reconstruct, segment)
     for router in (*tasks, jobs, models, operations):
         app.include_router(router)
     mount_pages(app)

@@ -15,6 +15,7 @@ from service.cli.jobs import jobs
 from service.cli.keys import keys
 from service.cli.models import models
 from service.cli.reconstruct import reconstruct
+from service.cli.segment import segment
 from service.cli.up import up
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", add_completion=False)
@@ -40,6 +41,7 @@ app.command()(deepfake)
 app.command()(embed)
 app.command()(explain)
 app.command()(reconstruct)
+app.command()(segment)
 app.add_typer(generate, name="generate")
 app.add_typer(jobs, name="jobs")
 app.add_typer(models, name="models")

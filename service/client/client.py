@@ -80,6 +80,12 @@ class Client:
         """Let a model complete a picture of which parts are hidden. `parameters`: model, share, seed, pictures."""
         return self._upload("/v1/reconstruct", path, parameters)
 
+    def segment(
+        self, path: str | os.PathLike[str], parameters: Mapping[str, Any] | None = None
+    ) -> Document:
+        """Divide a picture into segments. `parameters`: model, format, overlay, probability, depth."""
+        return self._upload("/v1/segment", path, parameters)
+
     def embed(
         self,
         paths: Sequence[str | os.PathLike[str]],

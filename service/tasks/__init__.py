@@ -11,6 +11,7 @@ from service.tasks.embed.pipeline import Embed
 from service.tasks.explain.pipeline import Explain
 from service.tasks.generate.pipeline import GenerateImage
 from service.tasks.reconstruct.pipeline import Reconstruct
+from service.tasks.segment.pipeline import SegmentPicture
 from service.tasks.video_classification.pipeline import ClassifyVideo
 
 __all__ = ["PIPELINES"]
@@ -25,6 +26,7 @@ PIPELINES: dict[str, Pipeline[Any]] = {
         Explain(),
         GenerateImage(),
         Reconstruct(),
+        SegmentPicture(),
     )
 }
 """Every task by the name that job records, paths and metrics use."""
