@@ -6,6 +6,7 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -99,8 +100,8 @@ def polygons(
     found = []
     # Points lie at the middle of pixels: half a pixel from their corners, and a pixel of padding before.
     for points, offsets in zip(*lines, strict=True):
-        placed = (points + (left - 0.5, top - 0.5)).round(2)
-        rings = [placed[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+        placed = (points + np.array([left - 0.5, top - 0.5])).round(2)
+        rings = [placed[a:b] for a, b in pairwise(offsets)]
         found.append([[(float(x), float(y)) for x, y in _corners(ring)] for ring in rings])
     return found
 

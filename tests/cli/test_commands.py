@@ -29,6 +29,7 @@ COMMANDS = (
             "embed",
             "explain",
             "reconstruct",
+            "segment",
             "generate",
             "jobs",
             "models",

@@ -45,6 +45,7 @@ TASKS = (
     "/v1/explain",
     "/v1/generate/image",
     "/v1/reconstruct",
+    "/v1/segment",
 )
 
 
@@ -100,6 +101,7 @@ def test_the_names_of_operations_are_stable() -> None:
         "metrics",
         "readyz",
         "reconstruct",
+        "segment",
         "unload_model",
     }
 

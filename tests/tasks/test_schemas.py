@@ -43,5 +43,6 @@ def test_every_task_is_listed_by_its_name() -> None:
         "explain",
         "generate-image",
         "reconstruct",
+        "segment",
     }
     assert all(name == pipeline.name for name, pipeline in PIPELINES.items())
