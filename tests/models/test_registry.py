@@ -20,7 +20,7 @@ from service.triton.cards import Card, WeightsRecord
 
 VARIANTS = [(slug, name) for slug, made in architectures().items() for name in made.variants]
 PREDICTORS = [id for id in SHIPPED if not SIGNATURES[shipped(id)[0].task].streamed]
-NOT_OF_THE_52 = {"mtcnn"}
+NOT_OF_THE_52 = {"mask2former", "mtcnn"}
 
 
 def random_batch(card: Card, count: int) -> Arrays:

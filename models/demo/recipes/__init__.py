@@ -55,6 +55,8 @@ RECIPES = {
     "vir-demo": "classification",
     "vit-resnas-demo": "classification",
     "genconvit-demo": "genconvit",
+    "gms-demo": "gms",
+    "mask2former-demo": "mask2former",
     "micro-dit-demo": "micro_dit",
     "uniformer-video-demo": "video_classification",
     "uniformerv2-demo": "video_classification",
