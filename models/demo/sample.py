@@ -11,7 +11,7 @@ from models.demo import clips, motions, shapes
 
 __all__ = ["TASKS", "SampleTask", "UnknownTask", "write_sample"]
 
-SampleTask = Literal["classify", "deepfake", "generate", "video"]
+SampleTask = Literal["classify", "deepfake", "generate", "segment", "video"]
 TASKS: tuple[str, ...] = get_args(SampleTask)
 PICTURE_SIDE = 256
 
@@ -25,6 +25,7 @@ def write_sample(task: str, path: Path, seed: int = 0, manipulated: bool = True)
 
     `classify`: a PNG (or what the suffix of `path` says) of one coloured shape, 256 x 256.
     `deepfake`: an MP4 of two seconds, manipulated or real. `generate`: a prompt as text.
+    `segment`: a PNG of several shapes, 256 x 256.
     `video`: an MP4 of two seconds in which a shape moves.
     All are held out: seed 0 is the first that no demo model was trained on.
     Raises UnknownTask; ValueError for a negative seed or a suffix that is no picture format.
@@ -41,6 +42,10 @@ def write_sample(task: str, path: Path, seed: int = 0, manipulated: bool = True)
     if task == "generate":
         scene = shapes.draw(shapes.HELD_OUT + seed, objects=None)[1]
         path.write_text(scene.caption + "\n")
+        return scene.caption
+    if task == "segment":
+        pixels, scene = shapes.draw(shapes.HELD_OUT + seed, PICTURE_SIDE, 4)
+        Image.fromarray(pixels).save(path)
         return scene.caption
     if task == "video":
         path.write_bytes(motions.clip_bytes(motions.HELD_OUT + seed))

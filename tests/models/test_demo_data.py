@@ -222,6 +222,9 @@ def test_samples_are_held_out_and_say_what_they_show(tmp_path: Path) -> None:
     assert sample.write_sample("deepfake", tmp_path / "a.mp4", manipulated=False) == "a real clip"
     assert len(decoded((tmp_path / "a.mp4").read_bytes())) == 30
 
+    shown = sample.write_sample("segment", tmp_path / "c.png")
+    assert shown.count(",") == 2
+    assert " and " in shown
     prompt = sample.write_sample("generate", tmp_path / "a.txt")
     assert (tmp_path / "a.txt").read_text() == prompt + "\n"
 

@@ -15,7 +15,7 @@ from models.registry import UnknownArchitecture, architecture, architectures, va
 from models.repository import config, shipped
 from models.serving import Arrays, Device, Predictor
 from models.shipped import SHIPPED
-from models.signatures import SIGNATURES
+from models.signatures import ELEMENT_TYPES, SIGNATURES
 from service.triton.cards import Card, WeightsRecord
 
 VARIANTS = [(slug, name) for slug, made in architectures().items() for name in made.variants]
@@ -94,19 +94,21 @@ def test_outputs_are_those_of_the_task(served: tuple[Card, Predictor, Path]) -> 
     specs = SIGNATURES[card.task].outputs
     expected = {spec.name: spec for spec in specs if not spec.optional}
     assert outputs.keys() == expected.keys()
-    for name, array in outputs.items():
-        assert array.dtype == np.float32
-        assert array.shape[0] == 2
-        assert array.ndim == 1 + len(expected[name].dims)
-        assert np.isfinite(array).all()
+    for name, items in outputs.items():
+        assert len(items) == 2
+        for array in items:
+            assert array.dtype == ELEMENT_TYPES[expected[name].type]
+            assert array.ndim == len(expected[name].dims)
+            assert np.isfinite(array).all()
 
 
 def test_equal_inputs_give_equal_outputs(served: tuple[Card, Predictor, Path]) -> None:
     card, predictor, _ = served
     first = predictor.predict(random_batch(card, 2))
     second = predictor.predict(random_batch(card, 2))
-    for name, array in first.items():
-        np.testing.assert_array_equal(array, second[name])
+    for name, items in first.items():
+        for array, again in zip(items, second[name], strict=True):
+            np.testing.assert_array_equal(array, again)
 
 
 def test_a_batch_equals_its_items(served: tuple[Card, Predictor, Path]) -> None:
@@ -115,9 +117,12 @@ def test_a_batch_equals_its_items(served: tuple[Card, Predictor, Path]) -> None:
     together = predictor.predict(batch)
     for index in range(3):
         alone = predictor.predict({name: array[index : index + 1] for name, array in batch.items()})
-        for name, array in alone.items():
-            rows = array.shape[1] if array.ndim > 1 else None
-            np.testing.assert_allclose(together[name][index][:rows], array[0], atol=2e-4)
+        for name, items in alone.items():
+            array, rows = items[0], len(items[0])
+            if name == "MASK":  # Of noise; a pixel may lie on the edge of two decisions.
+                assert (together[name][index] == array).mean() > 0.99
+            elif name != "SEGMENTS":
+                np.testing.assert_allclose(together[name][index][:rows], array, atol=2e-4)
 
 
 def test_bfloat16_agrees(served: tuple[Card, Predictor, Path]) -> None:
@@ -125,7 +130,7 @@ def test_bfloat16_agrees(served: tuple[Card, Predictor, Path]) -> None:
     half = architecture(card.architecture).load(card, folder, Device(dtype=torch.bfloat16))
     assert isinstance(half, Predictor)
     batch = random_batch(card, 2)
-    for name in ("SCORES",):
-        exact, rough = predictor.predict(batch)[name], half.predict(batch)[name]
-        if exact.shape == rough.shape:
-            np.testing.assert_allclose(rough, exact, atol=0.08)
+    exact, rough = predictor.predict(batch), half.predict(batch)
+    assert rough.keys() == exact.keys()
+    if "SCORES" in exact and exact["SCORES"].shape == rough["SCORES"].shape:
+        np.testing.assert_allclose(rough["SCORES"], exact["SCORES"], atol=0.08)
