@@ -356,7 +356,8 @@ def train_demo(
 @app.command()
 def sample(
     task: Annotated[
-        Literal["classify", "deepfake", "generate", "video"], typer.Argument(show_default=False)
+        Literal["classify", "deepfake", "generate", "segment", "video"],
+        typer.Argument(show_default=False),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", dir_okay=False, show_default=False)],
     seed: Annotated[int, typer.Option(min=0, help="Another number, another input.")] = 0,
@@ -367,6 +368,7 @@ def sample(
     - `vitrine sample classify -o shape.png`
     - `vitrine sample deepfake -o clip.mp4 --real`
     - `vitrine sample generate -o prompt.txt`
+    - `vitrine sample segment -o scene.png`
     - `vitrine sample video -o motion.mp4`, for `vitrine classify`
     """
     with plain_errors(ValueError):
