@@ -1,0 +1,84 @@
+"""The shipped segmenters over HTTP, right about held-out drawings, and one as a job whose result is the mask."""
+
+from __future__ import annotations
+
+import base64
+import time
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models.demo import lesions, segmented
+from models.demo.recipes.gms import dice
+from models.demo.recipes.mask2former import scores
+from tests.e2e.service import Service
+from tests.e2e.test_main_job import png
+
+pytestmark = pytest.mark.slow
+
+COUNT = 100
+
+
+def ask(service: Service, body: bytes, **parameters: Any) -> httpx2.Response:
+    """Segment a picture, once its model is loaded."""
+    while True:
+        answer = service.client.post(
+            "/v1/segment",
+            params=parameters,
+            content=body,
+            headers={"Content-Type": "image/png"},
+        )
+        if answer.status_code != httpx2.codes.SERVICE_UNAVAILABLE:
+            return answer
+        assert answer.json()["code"] == "model_loading", answer.text
+        time.sleep(1)
+
+
+def answers(service: Service, pictures: list[np.ndarray], model: str) -> list[dict[str, Any]]:
+    bodies = [png(pixels) for pixels in pictures]
+    ask(service, bodies[0], model=model)
+    with ThreadPoolExecutor(8) as pool:
+        found = pool.map(lambda body: ask(service, body, model=model), bodies)
+        return [each.raise_for_status().json() for each in found]
+
+
+def mask_of(answer: dict[str, Any]) -> np.ndarray:
+    (file,) = answer["files"]
+    return np.asarray(Image.open(BytesIO(base64.b64decode(file["data"].partition(",")[2]))))
+
+
+def test_lesions_are_marked(service: Service) -> None:
+    drawn = [lesions.draw(seed) for seed in range(lesions.HELD_OUT, lesions.HELD_OUT + COUNT)]
+    found = [mask_of(each) for each in answers(service, [p for p, _ in drawn], "gms-demo")]
+    truth = torch.from_numpy(np.stack([lesion for _, lesion in drawn])).int()
+    assert dice(torch.from_numpy(np.stack(found)).int(), truth) >= 0.90
+
+
+def test_shapes_are_found_pixel_by_pixel(service: Service) -> None:
+    scenes = segmented.drawn(segmented.HELD_OUT, COUNT)
+    maps = []
+    for answer in answers(service, list(scenes.pictures), "mask2former-demo"):
+        mask = mask_of(answer).astype(int)
+        classes = np.zeros_like(mask)
+        for segment in answer["segments"]:
+            classes[mask == segment["id"]] = segment["index"]
+        maps.append(np.stack([classes, np.where(classes > 0, mask, 0)], -1))
+    found = scores(maps, scenes)
+    assert found["mIoU"] >= 0.85
+    assert found["PQ"] >= 0.75
+
+
+def test_a_mask_is_the_result_of_a_job(service: Service) -> None:
+    pixels, lesion = lesions.draw(lesions.HELD_OUT + 1)
+    accepted = ask(service, png(pixels), model="gms-demo", mode="async")
+    assert accepted.status_code == httpx2.codes.ACCEPTED, accepted.text
+    job = service.finished(accepted.json()["id"])
+    assert job["state"] == "succeeded"
+    mask = np.asarray(Image.open(BytesIO(service.result(job["id"]))))
+    assert (mask == lesion).mean() > 0.95

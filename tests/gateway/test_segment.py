@@ -1,0 +1,131 @@
+"""`POST /v1/segment` all the way, by the shipped GMS in a real Triton: forms, kinds of pictures, refusals."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator
+from io import BytesIO
+
+import httpx2
+import numpy as np
+import pytest
+import pytest_asyncio
+from PIL import Image
+from pycocotools import mask as coco
+
+from models.demo import lesions
+from models.repository import shipped, write_catalogue, write_entry
+from service.settings import TritonSettings
+from service.triton.cards import CATALOGUE
+from tests.gateway.conftest import build, in_process, settings_for
+from tests.gateway.test_inputs import refused
+from tests.jobs.redis_server import RedisServer
+from tests.triton.server import triton
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+PIXELS, LESION = lesions.draw(lesions.HELD_OUT + 1, 160)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def gateway(
+    redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[httpx2.AsyncClient]:
+    directory = tmp_path_factory.mktemp("segment")
+    repository = directory / "repository"
+    write_catalogue(repository)
+    card, parts = shipped("gms-demo")
+    write_entry(repository, card, parts, "cpu")
+    async with triton(repository, [CATALOGUE, card.id]) as client:
+        address = TritonSettings(url=client._settings.url)
+        settings = settings_for(redis_server, directory, triton=address)
+        async with in_process(build(settings)) as gateway:
+            yield gateway
+
+
+def encoded(image: Image.Image) -> bytes:
+    file = BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+PICTURE = Image.fromarray(PIXELS)
+
+
+async def test_the_mask_alone_is_the_answer_itself(gateway: httpx2.AsyncClient) -> None:
+    answer = await gateway.post(
+        "/v1/segment", content=encoded(PICTURE), headers={"Accept": "image/png"}
+    )
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png"), answer.text
+    mask = np.asarray(Image.open(BytesIO(answer.content)))
+    assert (mask == LESION).mean() > 0.95
+
+
+async def test_all_forms_tell_the_same(gateway: httpx2.AsyncClient) -> None:
+    forms = ("png", "rle", "polygons", "panoptic")
+    answers = await asyncio.gather(
+        *(
+            gateway.post(
+                f"/v1/segment?format={form}&probability=true&overlay=true",
+                content=encoded(PICTURE),
+            )
+            for form in forms
+        )
+    )
+    documents = dict(zip(forms, (answer.json() for answer in answers), strict=True))
+    names = {
+        form: {file["name"] for file in document["files"]} for form, document in documents.items()
+    }
+    both = {"overlay.png", "probability.png"}
+    assert names == {
+        "png": both | {"mask.png"},
+        "rle": both,
+        "polygons": both,
+        "panoptic": both | {"panoptic.png"},
+    }
+    (segment,) = documents["rle"]["segments"]
+    assert (segment["label"], segment["thing"]) == ("lesion", None)
+    decoded = coco.decode(segment["rle"])
+    assert decoded.sum() == segment["area"]
+    assert (decoded == LESION).mean() > 0.95
+    assert documents["panoptic"]["segments_info"][0]["area"] == segment["area"]
+    assert documents["polygons"]["segments"][0]["polygons"]
+    probability = next(
+        file for file in documents["png"]["files"] if file["name"] == "probability.png"
+    )
+    drawn = Image.open(BytesIO(base64.b64decode(probability["data"].partition(",")[2])))
+    assert ((np.asarray(drawn) > 127) == decoded).mean() > 0.99
+
+
+async def test_pictures_of_every_kind_in_one_batch(gateway: httpx2.AsyncClient) -> None:
+    """They reach the network in one size, and each has a mask of its own."""
+    kinds = [
+        PICTURE.convert("L"),
+        PICTURE.convert("RGBA"),
+        Image.new("RGB", (1, 1)),
+        Image.new("RGB", (2000, 3), "pink"),
+        PICTURE.resize((33, 77)),
+    ]
+    answers = await asyncio.gather(
+        *(gateway.post("/v1/segment", content=encoded(kind)) for kind in kinds)
+    )
+    for kind, answer in zip(kinds, answers, strict=True):
+        assert answer.status_code == 200, answer.text
+        document = answer.json()
+        assert document["image"] == {"width": kind.width, "height": kind.height}
+        mask = Image.open(BytesIO(base64.b64decode(document["files"][0]["data"].partition(",")[2])))
+        assert mask.size == kind.size
+        assert len(document["segments"]) == int(np.asarray(mask).any())
+
+
+async def test_what_is_refused(gateway: httpx2.AsyncClient) -> None:
+    content = encoded(PICTURE)
+    for query, said in (
+        ("format=bmp", "format"),
+        ("depth=3", "always uses its whole encoder"),
+        ("model=nothing", "unknown model"),
+    ):
+        answer = await gateway.post(f"/v1/segment?{query}", content=content)
+        status, code = (404, "model_not_found") if "model" in query else (422, "invalid_parameter")
+        refused(answer, status, code, said)
