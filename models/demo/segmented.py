@@ -14,11 +14,13 @@ from PIL import Image
 from models.demo import shapes
 from models.demo.drawn import kept
 
-__all__ = ["CLASSES", "HELD_OUT", "SIZE", "Segmented", "draw", "drawn", "training"]
+__all__ = ["CLASSES", "COUNT", "HELD_OUT", "SIZE", "Segmented", "draw", "drawn", "training"]
 
 CLASSES = ("background", *shapes.SHAPES)
 HELD_OUT = shapes.HELD_OUT
 SIZE = 96
+# Of a whole training set.
+COUNT = 8_000
 _MOST = 4
 
 
@@ -49,9 +51,12 @@ def drawn(first: int, count: int, size: int = SIZE) -> Segmented:
 
 
 def training(seed: int, count: int) -> Segmented:
-    """Return training set `seed`, from the user's cache where it is there; every second picture was drawn larger and
-    resized as the service does it."""
-    first = (seed * count) % (HELD_OUT - count)
+    """Return the first `count` scenes of training set `seed`; every second one was drawn larger and resized as the
+    service does it.
+
+    The whole set is drawn once and kept in the user's cache.
+    """
+    first = (seed * COUNT) % (HELD_OUT - COUNT)
 
     def made() -> dict[str, np.ndarray]:
         found = drawn(first, count)
@@ -61,7 +66,9 @@ def training(seed: int, count: int) -> Segmented:
             found.pictures[k] = larger.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
         return vars(found)
 
-    return Segmented(**kept(f"segmented-{seed}-{count}", (shapes, sys.modules[__name__]), made))
+    if count < COUNT:
+        return Segmented(**made())
+    return Segmented(**kept(f"segmented-{seed}", (shapes, sys.modules[__name__]), made))
 
 
 def _each(first: int, count: int, size: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from models.deepfake.genconvit import GenConViT
-from models.demo import clips, shapes
-from models.demo.recipes import UnknownRecipe, classification, genconvit, recipe
+from models.demo import clips, segmented, shapes
+from models.demo.recipes import UnknownRecipe, classification, genconvit, gms, mask2former, recipe
 from models.demo.train import RECORD, train
 from models.registry import architecture
 from models.serving import Device, Predictor
@@ -62,6 +62,34 @@ def test_networks_of_medicine_learn_from_drawings_of_their_own(slug: str, tmp_pa
     pixels = pictures.held_out(3).clean.transpose(0, 3, 1, 2)
     answer = served(slug, folder).predict({"IMAGE": np.ascontiguousarray(pixels)})["SCORES"]
     assert answer.shape == (3, 5)
+
+
+@pytest.mark.parametrize(
+    ("slug", "size", "names"), [("gms", 64, {"Dice"}), ("mask2former", 96, {"mIoU", "PQ"})]
+)
+def test_segmenters_learn_from_scenes(
+    slug: str, size: int, names: set[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / f"{slug}-demo"
+    scores = train(folder.name, folder, steps=2)
+    assert scores.keys() == names
+    assert all(0 <= score <= 1 for score in scores.values())
+    answer = served(slug, folder).predict({"IMAGE": np.zeros((1, 3, size, size), np.uint8)})
+    assert answer["MASK"][0].shape == (size, size)
+
+
+def test_scores_of_segmenters_by_hand() -> None:
+    empty, left = torch.zeros(2, 4, dtype=torch.int32), torch.tensor([[1, 1, 0, 0]] * 2)
+    assert gms.dice(torch.stack([empty, left]), torch.stack([empty, left])) == 1
+    wide = torch.tensor([[1, 1, 1, 1]] * 2)
+    assert gms.dice(torch.stack([empty, wide]), torch.stack([left, left])) == pytest.approx(1 / 3)
+    scenes = segmented.drawn(0, 4)
+    truth = np.stack([scenes.classes, scenes.numbers], -1)
+    assert mask2former.scores(list(truth), scenes) == {"mIoU": 1, "PQ": 1}
+    # One class for another: those two are worth nothing, the others all.
+    mistaken = truth.copy()
+    mistaken[..., 0][truth[..., 0] == 1] = 2
+    assert mask2former.scores(list(mistaken), scenes)["mIoU"] < 1
 
 
 def test_a_label_of_a_shape_is_worth_its_halves() -> None:
@@ -164,7 +192,11 @@ def test_calibration_makes_both_kinds_of_error_equally_frequent() -> None:
 
 
 @pytest.mark.parametrize(
-    "model_id", sorted((classification.RECIPES.keys() & SHIPPED.keys()) | {"genconvit-demo"})
+    "model_id",
+    sorted(
+        (classification.RECIPES.keys() & SHIPPED.keys())
+        | {"genconvit-demo", "gms-demo", "mask2former-demo"}
+    ),
 )
 def test_shipped_weights_are_small_and_come_with_their_record(model_id: str) -> None:
     folder = WEIGHTS / model_id

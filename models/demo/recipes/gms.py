@@ -26,7 +26,6 @@ from models.serving import Device, Predictor
 from service.triton.cards import WeightsRecord
 
 STEPS = 3000
-PICTURES = 6000
 HELD_OUT = 300
 BATCH = 16
 # Of all steps, those of the autoencoder.
@@ -44,7 +43,7 @@ def train(
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     report(0.0, "drawing pictures")
-    pictures, masks = lesions.training(seed, min(PICTURES, steps * BATCH))
+    pictures, masks = lesions.training(seed, min(lesions.COUNT, steps * BATCH))
     on = small_training_device(device)
     paper = architecture("gms")
     network = paper.network(paper.config("demo")).to(on.torch).train()

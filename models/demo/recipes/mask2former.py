@@ -25,7 +25,6 @@ from models.serving import Arrays, Device, Predictor
 from service.triton.cards import WeightsRecord
 
 STEPS = 4000
-SCENES = 8000
 HELD_OUT = 200
 BATCH = 16
 LEARNING_RATE = 1e-3
@@ -40,7 +39,7 @@ def train(
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     report(0.0, "drawing scenes")
-    scenes = segmented.training(seed, min(SCENES, steps * BATCH))
+    scenes = segmented.training(seed, min(segmented.COUNT, steps * BATCH))
     paper = architecture("mask2former")
     card = paper.card("demo", weights=WeightsRecord(kind="demo"))
     assert card.image is not None
