@@ -25,7 +25,7 @@ from models.segmentation.gms import GMS, probabilities
 from models.serving import Device, Predictor
 from service.triton.cards import WeightsRecord
 
-STEPS = 3000
+STEPS = 800
 HELD_OUT = 300
 BATCH = 16
 # Of all steps, those of the autoencoder.

@@ -24,7 +24,7 @@ from models.segmentation.mask2former import Mask2Former, build
 from models.serving import Arrays, Device, Predictor
 from service.triton.cards import WeightsRecord
 
-STEPS = 4000
+STEPS = 3000
 HELD_OUT = 200
 BATCH = 16
 LEARNING_RATE = 1e-3
