@@ -19,12 +19,13 @@ SIZE = (50, 70)
 
 
 def queries(seed: int) -> Queries:
-    """Queries of one picture as of a trained network: sure of their classes, masks that overlap."""
+    """Queries of one picture as of a trained network: sure of their classes, masks that are discs, some of which overlap."""
     stream = torch.Generator().manual_seed(seed)
     classes = 6 * torch.randn(QUERIES, CLASSES + 1, generator=stream)
-    coarse = torch.randn(1, QUERIES, 4, 4, generator=stream)
-    masks = torch.nn.functional.interpolate(8 * coarse, (24, 24), mode="bicubic")[0]
-    return Queries(classes, masks, (384, 384))
+    x, y = 24 * torch.rand(2, QUERIES, 1, 1, generator=stream)
+    along = torch.arange(24.0)
+    distance = ((along - x) ** 2 + (along[:, None] - y) ** 2).sqrt()
+    return Queries(classes, 2 * (4.5 - distance), (384, 384))
 
 
 def outputs(found: Queries) -> SimpleNamespace:
