@@ -21,7 +21,7 @@ __all__ = ["COUNT", "HELD_OUT", "SIZE", "draw", "training"]
 HELD_OUT = 10_000_000
 SIZE = 64
 # Of a whole training set.
-COUNT = 6_000
+COUNT = 2_000
 _SUPERSAMPLING = 4
 # Every so manieth picture has no lesion.
 _HEALTHY = 10

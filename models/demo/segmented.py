@@ -1,5 +1,7 @@
 """Scenes of one to four drawn shapes with what a segmenter has to find: the class of each pixel, and which object's it is.
 
+Classes are the colours, whatever the shape.
+
 Split: as that of the shapes.
 """
 
@@ -16,11 +18,11 @@ from models.demo.drawn import kept
 
 __all__ = ["CLASSES", "COUNT", "HELD_OUT", "SIZE", "Segmented", "draw", "drawn", "training"]
 
-CLASSES = ("background", *shapes.SHAPES)
+CLASSES = ("background", *shapes.COLOURS)
 HELD_OUT = shapes.HELD_OUT
 SIZE = 96
 # Of a whole training set.
-COUNT = 8_000
+COUNT = 2_000
 _MOST = 4
 
 
@@ -40,7 +42,7 @@ def draw(seed: int, size: int = SIZE) -> tuple[np.ndarray, np.ndarray, np.ndarra
     classes, numbers = np.zeros((size, size), np.uint8), np.zeros((size, size), np.uint8)
     for number, drawn in enumerate(scene.objects):
         inside = scene.mask(number)
-        classes[inside] = CLASSES.index(drawn.shape)
+        classes[inside] = CLASSES.index(drawn.colour)
         numbers[inside] = number + 1
     return pixels, classes, numbers
 

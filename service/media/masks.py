@@ -52,7 +52,8 @@ def enlarged(mask: Mask, size: tuple[int, int]) -> Mask:
     rows, columns = (
         (np.arange(new) * old // new) for old, new in zip(mask.shape, size, strict=True)
     )
-    return mask[rows[:, None], columns]
+    taken: Mask = mask[rows[:, None], columns]
+    return taken
 
 
 def runs(mask: Mask, ids: Iterable[int]) -> dict[int, Runs]:

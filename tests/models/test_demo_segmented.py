@@ -19,7 +19,7 @@ def test_scenes_know_the_class_and_the_object_of_each_pixel() -> None:
         assert numbers.max() == len(scene.objects) == 1 + seed
         for number, drawn in enumerate(scene.objects, 1):
             inside = numbers == number
-            assert set(classes[inside]) == {segmented.CLASSES.index(drawn.shape)}
+            assert set(classes[inside]) == {segmented.CLASSES.index(drawn.colour)}
             # One colour, and none of the background's.
             assert pixels[inside].std(0).max() < 40
         assert not classes[numbers == 0].any()

@@ -25,9 +25,9 @@ from models.segmentation.gms import GMS, probabilities
 from models.serving import Device, Predictor
 from service.triton.cards import WeightsRecord
 
-STEPS = 800
+STEPS = 600
 HELD_OUT = 300
-BATCH = 16
+BATCH = 8
 # Of all steps, those of the autoencoder.
 AUTOENCODER = 0.4
 LEARNING_RATE = 2e-3

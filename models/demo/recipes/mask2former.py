@@ -1,4 +1,4 @@
-"""Training of `mask2former-demo`: which shapes there are in a scene, and where each of them is.
+"""Training of `mask2former-demo`: which colours there are in a scene, and where each of them is.
 
 By transformers' own loss: queries are matched with segments, then judged by class, mask and Dice coefficient after
 every layer of the decoder. The background is a segment as well, the only one of stuff.
@@ -24,7 +24,7 @@ from models.segmentation.mask2former import Mask2Former, build
 from models.serving import Arrays, Device, Predictor
 from service.triton.cards import WeightsRecord
 
-STEPS = 3000
+STEPS = 1500
 HELD_OUT = 200
 BATCH = 16
 LEARNING_RATE = 1e-3
