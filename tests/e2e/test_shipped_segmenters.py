@@ -17,12 +17,17 @@ from PIL import Image
 from models.demo import lesions, segmented
 from models.demo.recipes.gms import dice
 from models.demo.recipes.mask2former import scores
+from models.shipped import SHIPPED
 from tests.e2e.service import Service
 from tests.e2e.test_main_job import png
 
 pytestmark = pytest.mark.slow
 
 COUNT = 100
+
+
+def shipped(id: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(id not in SHIPPED, reason=f"no weights of {id} ship")
 
 
 def ask(service: Service, body: bytes, **parameters: Any) -> httpx2.Response:
@@ -53,6 +58,7 @@ def mask_of(answer: dict[str, Any]) -> np.ndarray:
     return np.asarray(Image.open(BytesIO(base64.b64decode(file["data"].partition(",")[2]))))
 
 
+@shipped("gms-demo")
 def test_lesions_are_marked(service: Service) -> None:
     drawn = [lesions.draw(seed) for seed in range(lesions.HELD_OUT, lesions.HELD_OUT + COUNT)]
     found = [mask_of(each) for each in answers(service, [p for p, _ in drawn], "gms-demo")]
@@ -60,6 +66,7 @@ def test_lesions_are_marked(service: Service) -> None:
     assert dice(torch.from_numpy(np.stack(found)).int(), truth) >= 0.90
 
 
+@shipped("mask2former-demo")
 def test_shapes_are_found_pixel_by_pixel(service: Service) -> None:
     scenes = segmented.drawn(segmented.HELD_OUT, COUNT)
     maps = []
@@ -74,6 +81,7 @@ def test_shapes_are_found_pixel_by_pixel(service: Service) -> None:
     assert found["PQ"] >= 0.75
 
 
+@shipped("gms-demo")
 def test_a_mask_is_the_result_of_a_job(service: Service) -> None:
     pixels, lesion = lesions.draw(lesions.HELD_OUT + 1)
     accepted = ask(service, png(pixels), model="gms-demo", mode="async")
