@@ -50,7 +50,7 @@ async def gateway(folder: Path, redis_server: RedisServer) -> AsyncIterator[http
     write_catalogue(repository)
     write_entry(repository, CARD, {"model.safetensors": folder / "model.safetensors"}, "cpu")
     async with triton(repository, [CATALOGUE, CARD.id]) as client:
-        address = TritonSettings(url=client._settings.url)
+        address = TritonSettings(url=client.settings.url)
         settings = settings_for(redis_server, folder, triton=address)
         async with in_process(build(settings)) as gateway:
             yield gateway
