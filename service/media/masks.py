@@ -87,9 +87,12 @@ def runs(mask: Mask, ids: Iterable[int]) -> dict[int, Runs]:
 
 
 def polygons(
-    mask: Mask, id: int, box: tuple[int, int, int, int]
+    mask: Mask,
+    id: int,
+    box: tuple[int, int, int, int],
+    scale: tuple[float, float] = (1.0, 1.0),
 ) -> list[list[list[tuple[float, float]]]]:
-    """Return the outlines of `id`, which lies within `box`, as GeoJSON has them.
+    """Return the outlines of `id`, which lies within `box`, as GeoJSON has them, in pixels of the mask times `scale`.
 
     A polygon is a list of rings, its outline first and then its holes; a ring is a list of (x, y) in pixels, the
     picture's corner at (0, 0), the first point again at the end. Outlines run half-way between pixels, their
@@ -101,7 +104,7 @@ def polygons(
     found = []
     # Points lie at the middle of pixels: half a pixel from their corners, and a pixel of padding before.
     for points, offsets in zip(*lines, strict=True):
-        placed = (points + np.array([left - 0.5, top - 0.5])).round(2)
+        placed = ((points + np.array([left - 0.5, top - 0.5])) * np.array(scale)).round(2)
         rings = [placed[a:b] for a, b in pairwise(offsets)]
         found.append([[(float(x), float(y)) for x, y in _corners(ring)] for ring in rings])
     return found

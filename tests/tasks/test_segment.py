@@ -202,6 +202,10 @@ async def test_a_large_picture_has_a_mask_of_its_own_size() -> None:
     height, width = asked[0]["SIZE"][0].tolist()
     assert 4_190_000 < height * width <= 4_194_304
     assert files(outcome)["mask.png"].shape == (2000, 3000)
+    outcome = await segmented(PANOPTIC, [(1, 1, 0.7)], picture(3000, 2000), format="polygons")
+    corners = np.array(outcome.document["segments"][0]["polygons"][0][0])
+    assert corners.min(0).tolist() == pytest.approx([1500, 0], abs=2)
+    assert corners.max(0).tolist() == pytest.approx([3000, 2000], abs=2)
 
 
 async def test_without_a_model_for_it_or_one_that_answers_otherwise() -> None:

@@ -133,9 +133,17 @@ def _found(
     answer: Mapping[str, Array], parameters: SegmentParameters, card: Card, image: Image.Image
 ) -> _Found:
     size = (image.height, image.width)
-    mask = masks.enlarged(masks.narrow(answer["MASK"][0]), size)
+    decided = masks.narrow(answer["MASK"][0])
+    mask = masks.enlarged(decided, size)
     rows = {int(row[0]): (int(row[1]), row[2]) for row in answer["SEGMENTS"][0]}
     runs = masks.runs(mask, rows)
+    outlines = {}
+    if parameters.format == "polygons":
+        scale = (size[1] / decided.shape[1], size[0] / decided.shape[0])
+        outlines = {
+            id: masks.polygons(decided, id, run.box, scale)
+            for id, run in masks.runs(decided, rows).items()
+        }
     segments = []
     for id, run in sorted(runs.items(), key=lambda item: -item[1].area):
         index, score = rows[id]
@@ -150,9 +158,7 @@ def _found(
                 share=run.area / mask.size,
                 box=run.box,
                 rle=dict(run.rle) if parameters.format == "rle" else None,
-                polygons=masks.polygons(mask, id, run.box)
-                if parameters.format == "polygons"
-                else None,
+                polygons=outlines.get(id),
             )
         )
     info = None
