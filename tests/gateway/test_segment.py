@@ -27,7 +27,7 @@ from tests.gateway.conftest import build, in_process, settings_for
 from tests.gateway.test_inputs import refused
 from tests.jobs.redis_server import RedisServer
 from tests.models.test_every_architecture import state_of
-from tests.triton.server import triton
+from tests.triton.server import loaded, triton
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -49,7 +49,8 @@ async def gateway(folder: Path, redis_server: RedisServer) -> AsyncIterator[http
     repository = folder / "repository"
     write_catalogue(repository)
     write_entry(repository, CARD, {"model.safetensors": folder / "model.safetensors"}, "cpu")
-    async with triton(repository, [CATALOGUE, CARD.id]) as client:
+    async with triton(repository, [CATALOGUE]) as client:
+        await loaded(client, CARD.id)
         address = TritonSettings(url=client.settings.url)
         settings = settings_for(redis_server, folder, triton=address)
         async with in_process(build(settings)) as gateway:
