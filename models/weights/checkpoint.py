@@ -1,8 +1,8 @@
 """Reading of checkpoint files in the authors' formats, without ever running code from them.
 
-Files are told apart by their first bytes, not by their names: safetensors, or what `torch.save` writes
-(zip, or the older stream of pickles). Pickles are read with `weights_only=True`; on top of what
-torch allows there are only plain containers that training scripts leave in checkpoints.
+Files are told apart by their first bytes, not by their names: safetensors, what `torch.save` writes
+(zip, or the older stream of pickles), or a plain pickle of arrays. Pickles are read with `weights_only=True`; on
+top of what torch allows there are only plain containers that training scripts leave in checkpoints.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from models.weights.arrays import is_plain_pickle, read_arrays
 from models.weights.errors import UnreadableCheckpoint, UnsafeCheckpoint
 
 _LEGACY_PICKLE = b"\x80"
@@ -79,7 +80,7 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
     if head[4:9] == b"\0\0\0\0{":
         return _safetensors(path)
     if head.startswith((_ZIP, _LEGACY_PICKLE)):
-        return _pickled(path, zipped=head.startswith(_ZIP))
+        return _pickled(path, zipped=head.startswith(_ZIP), plain=is_plain_pickle(head))
     raise UnreadableCheckpoint(f"{path} is no checkpoint: {_guess(head)}")
 
 
@@ -90,12 +91,15 @@ def _safetensors(path: Path) -> Mapping[str, Any]:
         raise UnreadableCheckpoint(f"{path} is a damaged safetensors file: {error}") from error
 
 
-def _pickled(path: Path, *, zipped: bool) -> Mapping[str, Any]:
+def _pickled(path: Path, *, zipped: bool, plain: bool) -> Mapping[str, Any]:
     try:
-        with torch.serialization.safe_globals(_CONTAINERS), warnings.catch_warnings():
-            # Of old storage types, which are only how old files name their tensors.
-            warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        if plain:
+            content = read_arrays(path)
+        else:
+            with torch.serialization.safe_globals(_CONTAINERS), warnings.catch_warnings():
+                # Of old storage types, which are only how old files name their tensors.
+                warnings.simplefilter("ignore")
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise _refused(path, str(error)) from error
     except Exception as error:  # A damaged pickle makes the unpickler fail in any way.

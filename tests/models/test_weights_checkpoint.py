@@ -73,6 +73,19 @@ def test_what_training_scripts_leave_beside_the_tensors(tmp_path: Path, zipped: 
     assert torch.equal(found["model"]["a.weight"], TENSORS["a.weight"])
 
 
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_detectron2_s_pickles_of_arrays(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "model.pkl"
+    arrays = {name: tensor.numpy() for name, tensor in TENSORS.items()}
+    arrays["big.endian"] = np.arange(3, dtype=">f4")
+    content = {"model": arrays, "__author__": "someone", "matching_heuristics": True}
+    path.write_bytes(pickle.dumps(content, protocol))
+    found = read_checkpoint(path)
+    assert found["matching_heuristics"] is True
+    assert all(torch.equal(found["model"][name], tensor) for name, tensor in TENSORS.items())
+    assert found["model"]["big.endian"].tolist() == [0, 1, 2]
+
+
 @FORMATS
 def test_configurations_of_packages_that_are_not_installed(
     tmp_path: Path, zipped: bool, monkeypatch: pytest.MonkeyPatch
