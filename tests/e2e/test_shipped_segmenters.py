@@ -66,11 +66,17 @@ def test_lesions_are_marked(service: Service) -> None:
     assert dice(torch.from_numpy(np.stack(found)).int(), truth) >= 0.90
 
 
-@shipped("mask2former-demo")
-def test_shapes_are_found_pixel_by_pixel(service: Service) -> None:
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(id, marks=shipped(id))
+        for id in ("mask2former-demo", "kmax-deeplab-demo", "eco-m2f-demo")
+    ],
+)
+def test_shapes_are_found_pixel_by_pixel(service: Service, model: str) -> None:
     scenes = segmented.drawn(segmented.HELD_OUT, COUNT)
     maps = []
-    for answer in answers(service, list(scenes.pictures), "mask2former-demo"):
+    for answer in answers(service, list(scenes.pictures), model):
         mask = mask_of(answer).astype(int)
         classes = np.zeros_like(mask)
         for segment in answer["segments"]:
@@ -79,6 +85,20 @@ def test_shapes_are_found_pixel_by_pixel(service: Service) -> None:
     found = scores(maps, scenes)
     assert found["mIoU"] >= 0.85
     assert found["PQ"] >= 0.75
+
+
+@shipped("eco-m2f-demo")
+def test_the_depth_of_an_encoder_is_the_gate_s_or_the_caller_s(service: Service) -> None:
+    pixels, *_ = segmented.draw(segmented.HELD_OUT + 3)
+
+    def depth(**parameters: Any) -> int:
+        answer = ask(service, png(pixels), model="eco-m2f-demo", **parameters)
+        return int(answer.raise_for_status().json()["depth"])
+
+    assert [depth(depth=k) for k in (2, 6)] == [2, 6]
+    assert 2 <= depth() == depth(depth="auto") <= 6
+    refused = ask(service, png(pixels), model="eco-m2f-demo", depth=7)
+    assert (refused.status_code, refused.json()["code"]) == (422, "invalid_parameter")
 
 
 @shipped("gms-demo")
