@@ -1,4 +1,7 @@
-"""`POST /v1/segment` all the way, by a small GMS with random weights in a real Triton: forms, kinds of pictures, refusals."""
+"""`POST /v1/segment` all the way, by a small GMS with random weights in a real Triton: forms, kinds of pictures, refusals.
+
+Beside it a small ECO-M2F, whose encoder is left at several depths at once.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,9 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PICTURE = Image.fromarray(lesions.draw(1, 160)[0])
 GMS = architecture("gms")
-CARD = GMS.card("demo", weights=WeightsRecord(kind="random"))
+CARD = GMS.card("demo", weights=WeightsRecord(kind="random")).model_copy(update={"default": True})
+ECO = architecture("eco-m2f")
+ECO_CARD = ECO.card("demo", weights=WeightsRecord(kind="random"))
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +54,11 @@ async def gateway(folder: Path, redis_server: RedisServer) -> AsyncIterator[http
     repository = folder / "repository"
     write_catalogue(repository)
     write_entry(repository, CARD, {"model.safetensors": folder / "model.safetensors"}, "cpu")
+    save_file(state_of(ECO, "demo"), folder / "eco.safetensors")
+    write_entry(repository, ECO_CARD, {"model.safetensors": folder / "eco.safetensors"}, "cpu")
     async with triton(repository, [CATALOGUE]) as client:
         await loaded(client, CARD.id)
+        await loaded(client, ECO_CARD.id)
         address = TritonSettings(url=client.settings.url)
         settings = settings_for(redis_server, folder, triton=address)
         async with in_process(build(settings)) as gateway:
@@ -141,6 +149,24 @@ async def test_pictures_of_every_kind_in_one_batch(gateway: httpx2.AsyncClient) 
         mask = Image.open(BytesIO(base64.b64decode(document["files"][0]["data"].partition(",")[2])))
         assert mask.size == kind.size
         assert len(document["segments"]) == int(np.asarray(mask).any())
+
+
+async def test_pictures_of_one_batch_leave_the_encoder_at_their_own_depths(
+    gateway: httpx2.AsyncClient,
+) -> None:
+    asked = ["2", "6", "auto", "4", "2", None]
+    queries = [f"model={ECO_CARD.id}" + (f"&depth={each}" if each else "") for each in asked]
+    answers = await asyncio.gather(
+        *(gateway.post(f"/v1/segment?{query}", content=encoded(PICTURE)) for query in queries)
+    )
+    depths = [answer.raise_for_status().json()["depth"] for answer in answers]
+    assert depths[:2] + depths[3:5] == [2, 6, 4, 2]
+    # The gate's choice, whether it is asked for or left open.
+    assert depths[2] == depths[5] in range(2, 7)
+    answer = await gateway.post(
+        f"/v1/segment?model={ECO_CARD.id}&depth=7", content=encoded(PICTURE)
+    )
+    refused(answer, 422, "invalid_parameter", "depth = 7")
 
 
 async def test_what_is_refused(gateway: httpx2.AsyncClient) -> None:
