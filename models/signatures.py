@@ -130,6 +130,21 @@ SIGNATURES: dict[Task, Signature] = {
         ),
         (TensorSpec("SCORES", "TYPE_FP32", (2,)), TensorSpec("MEMBERS", "TYPE_FP32", (-1, 2))),
     ),
+    # What scores above THRESHOLD, MAX_DETECTIONS at most, best first; rows beyond are padding with score 0. BOXES xyxy in
+    # 0..1 of the picture; MASKS, of models that draw them, are probabilities (255 is 1) on a grid over each box.
+    Task.DETECTION: Signature(
+        (
+            _IMAGE,
+            TensorSpec("THRESHOLD", "TYPE_FP32", (1,), optional=True),
+            TensorSpec("MAX_DETECTIONS", "TYPE_INT32", (1,), optional=True),
+        ),
+        (
+            TensorSpec("BOXES", "TYPE_FP32", (-1, 4)),
+            _SCORES,
+            TensorSpec("CLASSES", "TYPE_INT32", (-1,)),
+            TensorSpec("MASKS", "TYPE_UINT8", (-1, -1, -1), optional=True),
+        ),
+    ),
     # BOXES xyxy in 0..1 of the picture, LANDMARKS five (x, y) in 0..1 (eyes, nose, mouth corners);
     # rows beyond the faces found are padding with score 0, best score first.
     Task.FACE_DETECTION: Signature(
