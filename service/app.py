@@ -36,6 +36,7 @@ from service.observability.tracing import Tracing, tracing
 from service.settings import Settings
 from service.tasks.classify.endpoints import router as classify
 from service.tasks.deepfake.endpoints import router as deepfake
+from service.tasks.detect.endpoints import router as detect
 from service.tasks.embed.endpoints import router as embed
 from service.tasks.embed.examples_endpoints import router as examples
 from service.tasks.explain.endpoints import router as explain
@@ -101,7 +102,8 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     problems.register(app)
-    tasks = (classify, deepfake, embed, examples, explain, generate, reconstruct, segment)
+    understand = (classify, deepfake, detect, embed, examples, explain, reconstruct, segment)
+    tasks = (*understand, generate)
     for router in (*tasks, jobs, models, operations):
         app.include_router(router)
     mount_pages(app)

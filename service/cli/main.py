@@ -7,6 +7,7 @@ import typer
 from service.cli.classify import classify
 from service.cli.deepfake import deepfake
 from service.cli.delegate import delegate
+from service.cli.detect import detect
 from service.cli.doctor import doctor
 from service.cli.embed import embed
 from service.cli.explain import explain
@@ -38,6 +39,7 @@ app.command()(up)
 app.command()(doctor)
 app.command()(classify)
 app.command()(deepfake)
+app.command()(detect)
 app.command()(embed)
 app.command()(explain)
 app.command()(reconstruct)

@@ -68,6 +68,15 @@ class Client:
         """Judge a picture or a video; with `mode=async` the answer is a job."""
         return self._upload("/v1/deepfake", path, parameters)
 
+    def detect(
+        self, path: str | os.PathLike[str], parameters: Mapping[str, Any] | None = None
+    ) -> Document:
+        """Find the objects in a picture. `parameters`: model, threshold, max_detections, classes, masks, format, overlay.
+
+        With `mode=async` the answer is a job.
+        """
+        return self._upload("/v1/detect", path, parameters)
+
     def explain(
         self, path: str | os.PathLike[str], parameters: Mapping[str, Any] | None = None
     ) -> Document:

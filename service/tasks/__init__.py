@@ -7,6 +7,7 @@ from typing import Any
 from service.tasks.classify.pipeline import Classify
 from service.tasks.contract import Pipeline
 from service.tasks.deepfake.pipeline import DetectDeepfake
+from service.tasks.detect.pipeline import Detect
 from service.tasks.embed.pipeline import Embed
 from service.tasks.explain.pipeline import Explain
 from service.tasks.generate.pipeline import GenerateImage
@@ -21,6 +22,7 @@ PIPELINES: dict[str, Pipeline[Any]] = {
     for pipeline in (
         Classify(),
         ClassifyVideo(),
+        Detect(),
         DetectDeepfake(),
         Embed(),
         Explain(),

@@ -26,6 +26,7 @@ COMMANDS = (
             "doctor",
             "classify",
             "deepfake",
+            "detect",
             "embed",
             "explain",
             "reconstruct",

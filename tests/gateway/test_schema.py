@@ -41,6 +41,7 @@ schema = schemathesis.openapi.from_dict(create_app(Settings()).openapi())
 TASKS = (
     "/v1/classify",
     "/v1/deepfake",
+    "/v1/detect",
     "/v1/embed",
     "/v1/explain",
     "/v1/generate/image",
@@ -84,6 +85,7 @@ def test_the_names_of_operations_are_stable() -> None:
         "classify",
         "deepfake",
         "delete_examples",
+        "detect",
         "embed",
         "explain",
         "follow_job",

@@ -11,10 +11,18 @@ from pydantic import BaseModel
 from service.tasks import PIPELINES
 from service.tasks.classify.schemas import Classification
 from service.tasks.deepfake.schemas import Deepfake
+from service.tasks.detect.schemas import CocoDetections, Detections
 from service.tasks.generate.schemas import GeneratedImages
 from service.tasks.video_classification.schemas import VideoClassification
 
-ANSWERS = [Classification, Deepfake, GeneratedImages, VideoClassification]
+ANSWERS = [
+    Classification,
+    CocoDetections,
+    Deepfake,
+    Detections,
+    GeneratedImages,
+    VideoClassification,
+]
 PARAMETERS = [pipeline.parameters for pipeline in PIPELINES.values()]
 
 
@@ -39,6 +47,7 @@ def test_every_task_is_listed_by_its_name() -> None:
         "classify",
         "classify-video",
         "deepfake",
+        "detect",
         "embed",
         "explain",
         "generate-image",
