@@ -55,6 +55,7 @@ RECIPES = {
     "vir-demo": "classification",
     "vit-resnas-demo": "classification",
     "eco-m2f-demo": "eco_m2f",
+    "convnext-detection-demo": "detection",
     "genconvit-demo": "genconvit",
     "gms-demo": "gms",
     "kmax-deeplab-demo": "kmax_deeplab",
