@@ -18,7 +18,7 @@ from models.demo.drawn import kept
 
 __all__ = ["HELD_OUT", "MOST", "SIZE", "Scenes", "draw", "training"]
 
-SIZE = 128
+SIZE = 96
 MOST = 4
 HELD_OUT = shapes.HELD_OUT
 
@@ -63,8 +63,10 @@ def training(seed: int, count: int) -> Scenes:
         for k in range(count):
             # Scenes of one number of objects are not all of them degraded.
             worse = k // (MOST + 1) % 2
-            pictures[k] = _degraded(first + k, rng) if worse else draw(first + k)[0]
-            for number, one in enumerate(draw(first + k)[1]):
+            pictures[k], objects = draw(first + k)
+            if worse:
+                pictures[k] = _degraded(first + k, rng)
+            for number, one in enumerate(objects):
                 boxes[k, number] = one.box
                 classes[k, number] = shapes.LABELS.index(one.name)
                 owners[k][shapes.coverage(one, SIZE) >= 0.5] = number + 1
@@ -75,7 +77,7 @@ def training(seed: int, count: int) -> Scenes:
 
 
 def _degraded(seed: int, rng: np.random.Generator) -> np.ndarray:
-    picture = Image.fromarray(draw(seed, int(rng.choice([96, 128, 192, 256, 384])))[0])
+    picture = Image.fromarray(draw(seed, int(rng.choice([96, 96, 128, 192])))[0])
     if rng.uniform() < 0.5:
         radius = rng.uniform(0.0, 1.2) * picture.width / SIZE
         picture = picture.filter(ImageFilter.GaussianBlur(radius))

@@ -40,7 +40,7 @@ _PUBLISHED = {
     ("cascade-mask-rcnn", "large", "22k"): (1354e9, 54.8, 47.6),
     ("cascade-mask-rcnn", "xlarge", "22k"): (1898e9, 55.2, 47.7),
 }
-_DEMO_SIDE = 128
+_DEMO_SIDE = 96
 
 
 def _variants() -> dict[str, Variant]:

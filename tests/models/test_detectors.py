@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from transformers import RTDetrImageProcessor, SwinBackbone, SwinConfig
 
+from models.detection._mask_rcnn import MaskRCNN
+from models.detection._region_heads import CascadeHeads
 from models.detection.rt_detr import RTDetr, RTDetrArchitecture
 from models.layers.detector import Detector
 from models.layers.swin_pyramid import SwinPyramid
@@ -230,3 +233,72 @@ def test_a_file_of_the_hub_fits(rt_detr: RTDetr, tmp_path: Path) -> None:
     own = rt_detr.state_dict()
     assert translated.keys() == own.keys()
     assert all(torch.equal(own[name], tensor) for name, tensor in translated.items())
+
+
+def test_a_cascade_of_equal_heads_that_correct_nothing_is_one_of_them() -> None:
+    torch.manual_seed(0)
+    cascade = CascadeHeads((4, 8, 16, 32), 8, 16, 5, 1).eval()
+    for heads in (cascade.bbox_head, cascade.mask_head):
+        for head in heads[1:]:
+            head.load_state_dict(heads[0].state_dict())
+    for head in cascade.bbox_head:
+        nn.init.zeros_(head.fc_reg.weight)
+        nn.init.zeros_(head.fc_reg.bias)
+    levels = [torch.randn(1, 8, 64 // s, 96 // s) for s in (1, 2, 4, 8)]
+    rois = torch.tensor([[0.0, 10, 12, 90, 70], [0, 100, 40, 380, 250]])
+    classes = torch.tensor([1, 4])
+    with torch.inference_mode():
+        regions, logits, corrections = cascade.judged(levels, rois, (256, 384))
+        expected, _ = cascade.bbox_head[0](cascade.regions(levels, rois, 7))
+        masks = cascade.masks(levels, rois, classes)
+        drawn = cascade.mask_head[0](cascade.regions(levels, rois, 14)).sigmoid()
+    torch.testing.assert_close(regions, rois)
+    torch.testing.assert_close(logits, expected)
+    torch.testing.assert_close(masks, drawn[torch.arange(2), classes])
+    assert not corrections.any()
+
+
+def test_later_heads_of_a_cascade_see_what_earlier_ones_corrected() -> None:
+    cascade = CascadeHeads((4, 8, 16, 32), 8, 16, 5, 1).eval()
+    for head in cascade.bbox_head:
+        nn.init.zeros_(head.fc_reg.weight)
+        nn.init.zeros_(head.fc_reg.bias)
+        with torch.no_grad():
+            head.fc_reg.bias[0::4] = (
+                1.0  # A tenth of the width to the right, and less of later heads.
+            )
+    levels = [torch.randn(1, 8, 64 // s, 96 // s) for s in (1, 2, 4, 8)]
+    with torch.inference_mode():
+        rois, _, last = cascade.judged(levels, torch.tensor([[0.0, 100, 10, 200, 110]]), (256, 384))
+    assert rois[0].tolist() == pytest.approx([0, 115, 10, 215, 110])
+    torch.testing.assert_close(last[0, :, 0], torch.full((5,), 0.1 / 3))
+
+
+DENSE = [
+    (slug, variant)
+    for slug in ("swin-detection", "convnext-detection", "vit-comer")
+    for variant in {
+        repr(v.config): name for name, v in architecture(slug).variants.items()
+    }.values()
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("slug", "variant"), DENSE, ids=map(":".join, DENSE))
+def test_every_published_detector_has_levels_and_heads_that_fit(slug: str, variant: str) -> None:
+    """On the meta device, where shapes cost nothing."""
+    made = architecture(slug)
+    config = made.config(variant)
+    with torch.device("meta"), torch.inference_mode():
+        network = made.network(config).eval()
+        assert isinstance(network, MaskRCNN)
+        levels = network.pyramid(torch.empty(1, 3, 224, 320))
+        said = network.rpn_head(levels)
+        head = network.roi_head.bbox_head
+        first = head[0] if isinstance(head, nn.ModuleList) else head
+        logits, corrections = first(torch.empty(2, levels[0].shape[1], 7, 7))
+    assert [tuple(x.shape[2:]) for x in levels] == [(56, 80), (28, 40), (14, 20), (7, 10), (4, 5)]
+    assert all(4 * x.shape[1] == c.shape[1] for x, c in said)
+    classes = config["num_classes"]
+    assert (logits.shape[1], corrections.shape[1]) == (classes + 1, 4 * classes)
+    assert len(made.variants[variant].labels) == classes

@@ -29,11 +29,11 @@ from models.weights.fit import fit
 from service.triton.cards import Card, Task, WeightsRecord
 from tests.models.test_registry import random_batch
 
-# Generators stream and MTCNN is a cascade of three: both have tests of their own.
+# Generators stream, and detectors find what they find: both have tests of their own.
 FEED_FORWARD = [
     slug
     for slug, made in architectures().items()
-    if not SIGNATURES[made.task].streamed and made.task is not Task.FACE_DETECTION
+    if not SIGNATURES[made.task].streamed and made.task not in (Task.DETECTION, Task.FACE_DETECTION)
 ]
 WITH_DEMO = [slug for slug in FEED_FORWARD if "demo" in architecture(slug).variants]
 # One variant of each network: others have other weights, pictures or frames. GenConViT has its golden files for that.

@@ -78,6 +78,16 @@ def test_segmenters_learn_from_scenes(
     assert answer["MASK"][0].shape == (size, size)
 
 
+def test_a_detector_learns_from_scenes(tmp_path: Path) -> None:
+    folder = tmp_path / "convnext-detection-demo"
+    scores = train(folder.name, folder, steps=2)
+    assert scores.keys() == {"AP50"}
+    answer = served("convnext-detection", folder).predict(
+        {"IMAGE": np.zeros((1, 3, 96, 128), np.uint8), "THRESHOLD": np.float32([[0]])}
+    )
+    assert answer["BOXES"].shape == (1, 100, 4)
+
+
 def test_scores_of_segmenters_by_hand() -> None:
     empty, left = torch.zeros(2, 4, dtype=torch.int32), torch.tensor([[1, 1, 0, 0]] * 2)
     assert gms.dice(torch.stack([empty, left]), torch.stack([empty, left])) == 1
@@ -194,7 +204,10 @@ def test_calibration_makes_both_kinds_of_error_equally_frequent() -> None:
 @pytest.mark.parametrize(
     "model_id",
     sorted(
-        (classification.RECIPES.keys() | {"genconvit-demo", "gms-demo", "mask2former-demo"})
+        (
+            classification.RECIPES.keys()
+            | {"convnext-detection-demo", "genconvit-demo", "gms-demo", "mask2former-demo"}
+        )
         & SHIPPED.keys()
     ),
 )

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from models.demo import scenes, shapes
 from models.demo.recipes import Report, half_precision, small_training_device
 from models.demo.recipes.average_precision import ap50
+from models.demo.recipes.classification import shape_loss
 from models.demo.recipes.detection_loss import Objects, detection_loss
 from models.detection._mask_rcnn import MaskRCNN
 from models.layers.pixels import Normalisation
@@ -19,9 +20,9 @@ from models.serving import Device, Predictor
 from service.triton.cards import WeightsRecord
 
 SLUG = "convnext-detection"
-STEPS = 5000
+STEPS = 1500
 BATCH = 8
-SCENES = 5_000
+SCENES = 1_500
 HELD_OUT_SCENES = 300
 LEARNING_RATE = 2e-3
 WARM_UP = 0.05
@@ -52,7 +53,8 @@ def train(
     for step in range(steps):
         pictures, truth = _batch(drawn, rng)
         with on.autocast():
-            loss = detection_loss(network, normalise(pictures), [_moved(o, on) for o in truth])
+            objects = [_moved(each, on) for each in truth]
+            loss = detection_loss(network, normalise(pictures), objects, shape_loss)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)

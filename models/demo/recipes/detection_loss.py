@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,11 +12,14 @@ from torchvision.ops import box_iou, roi_align
 from models.detection._mask_rcnn import MaskRCNN, rois_of
 from models.detection._region_heads import DEVIATIONS, SingleHeads, of_class, scaled
 
+# Of logits [N, classes] and classes [N].
+Naming = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 # Overlap from which an anchor or a proposal is an object's, and up to which an anchor is background.
 _OBJECT, _BACKGROUND = 0.5, 0.3
-# Of each picture: anchors of the background that are learned from, and proposals of objects and of the background.
+# Of each picture: anchors of the background that are learned from, proposals of objects and of the background, and
+# masks.
 _ANCHORS = 128
-_POSITIVE, _NEGATIVE = 24, 40
+_POSITIVE, _NEGATIVE, _MASKS = 12, 20, 4
 
 
 @dataclass(frozen=True)
@@ -29,15 +32,18 @@ class Objects:
 
 
 def detection_loss(
-    network: MaskRCNN, image: torch.Tensor, truth: Sequence[Objects]
+    network: MaskRCNN, image: torch.Tensor, truth: Sequence[Objects], naming: Naming
 ) -> torch.Tensor:
-    """Return the sum of the losses of a batch of normalised pictures [B, 3, H, W], sides multiples of 32."""
+    """Return the sum of the losses of a batch of normalised pictures [B, 3, H, W], sides multiples of 32.
+
+    `naming` is learned beside the choice between the classes and the background, by regions of objects only.
+    """
     size = (image.shape[2], image.shape[3])
     levels = network.pyramid(image)
     loss = _of_proposals(network, levels, truth)
     with torch.no_grad():
         proposals = [p[:, :4] for p in network.proposals(levels, size)]
-    return loss + _of_regions(network, levels, proposals, truth)
+    return loss + _of_regions(network, levels, proposals, truth, naming)
 
 
 def _of_proposals(
@@ -76,11 +82,12 @@ def _of_regions(
     levels: Sequence[torch.Tensor],
     proposals: Sequence[torch.Tensor],
     truth: Sequence[Objects],
+    naming: Naming,
 ) -> torch.Tensor:
     heads = network.roi_head
     assert isinstance(heads, SingleHeads)
     background = heads.bbox_head.fc_cls.out_features - 1
-    chosen, classes, wanted, masks = [], [], [], []
+    chosen, classes, wanted, outlined = [], [], [], []
     for boxes, objects in zip(proposals, truth, strict=True):
         boxes = torch.cat((boxes, objects.boxes))
         overlap, owner = _matched(boxes, objects.boxes)
@@ -92,10 +99,7 @@ def _of_regions(
         classes.append(named)
         if len(positive):
             wanted.append(corrections_to(boxes[positive], objects.boxes[owner[positive]]))
-            whole = objects.masks[owner[positive]].float()[:, None]
-            rows = torch.arange(len(positive), device=boxes.device)[:, None]
-            cut = roi_align(whole, torch.cat((rows, boxes[positive]), 1), 28, aligned=True)
-            masks.append(cut[:, 0] >= 0.5)
+            outlined.append(_outlined(boxes[positive][:_MASKS], objects, owner[positive][:_MASKS]))
     rois, named = rois_of(chosen), torch.cat(classes)
     logits, corrections = heads.boxes(levels, rois)
     loss = F.cross_entropy(logits, named)
@@ -103,9 +107,13 @@ def _of_regions(
     if positive.any():
         mine = of_class(scaled(corrections[positive]), named[positive])
         deviations = mine.new_tensor(DEVIATIONS)
+        loss = loss + naming(logits[positive, :-1], named[positive])
         loss = loss + F.smooth_l1_loss(mine / deviations, torch.cat(wanted) / deviations, beta=0.5)
-        drawn = of_class(heads.mask_logits(levels, rois[positive]), named[positive])
-        loss = loss + F.binary_cross_entropy_with_logits(drawn, torch.cat(masks).float())
+        # The first regions of a picture are those of objects, in an order by chance.
+        first = torch.cat([torch.arange(len(some)) < _MASKS for some in chosen]).to(named.device)
+        shown = positive & first
+        drawn = of_class(heads.mask_logits(levels, rois[shown]), named[shown])
+        loss = loss + F.binary_cross_entropy_with_logits(drawn, torch.cat(outlined))
     return loss
 
 
@@ -114,6 +122,14 @@ def corrections_to(boxes: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     sides, wanted = boxes[:, 2:] - boxes[:, :2], targets[:, 2:] - targets[:, :2]
     apart = (targets[:, 2:] + targets[:, :2] - boxes[:, 2:] - boxes[:, :2]) / 2
     return torch.cat((apart / sides, (wanted / sides).log()), 1)
+
+
+def _outlined(boxes: torch.Tensor, objects: Objects, owner: torch.Tensor) -> torch.Tensor:
+    """Return what of its owner is in each box, 0 or 1 on a grid: float32 [N, 28, 28]."""
+    whole = objects.masks[owner].float()[:, None]
+    rows = torch.arange(len(boxes), device=boxes.device)[:, None]
+    cut = roi_align(whole, torch.cat((rows, boxes), 1), 28, aligned=True)
+    return (cut[:, 0] >= 0.5).float()
 
 
 def _matched(boxes: torch.Tensor, objects: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
