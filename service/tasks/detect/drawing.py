@@ -52,9 +52,9 @@ def overlay(
         corner = (max(left, min(right, size[0] - 1)), max(top, min(bottom, size[1] - 1)))
         brush.rectangle((left, top, *corner), outline=(red, green, blue), width=line)
         text = f"{one.label} {one.score:.2f}"
-        height = brush.textbbox((0, 0), text, font=font)[3] + line
+        room = brush.textbbox((0, 0), text, font=font)[3] + line
         # Above the box, or inside it where there is no room.
-        place = (left, top - height if top >= height else top)
+        place = (left, top - room if top >= room else top)
         brush.rectangle(brush.textbbox(place, text, font=font), fill=(red, green, blue))
         is_dark = 0.299 * red + 0.587 * green + 0.114 * blue < 140
         brush.text(place, text, font=font, fill="white" if is_dark else "black")
