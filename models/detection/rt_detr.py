@@ -136,6 +136,7 @@ def _variants() -> dict[str, Variant]:
                 metrics=_coco.average_precision(ap),
                 flops=int(flops),
                 parameters=parameters(QUERIES),
+                default=name == "r18",
             )
         )
     return {variant.name: variant for variant in variants}

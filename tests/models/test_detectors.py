@@ -180,12 +180,12 @@ def test_a_thousand_detections(detector: Detector) -> None:
     assert answer["MASKS"].shape == (1, 1000, 28, 28)
 
 
-@pytest.mark.parametrize("half", [True, False])
-def test_a_checkpoint_of_convnext_s_authors_fits(half: bool) -> None:
-    """Their names, inside mmdetection's wrapper, with classes of one's own."""
+@pytest.mark.parametrize("classes", [36, 7])
+def test_a_checkpoint_of_convnext_s_authors_fits(classes: int) -> None:
+    """Their names, inside mmdetection's wrapper, also with classes of one's own."""
     made = architecture("convnext-detection")
     state = {}
-    for name, tensor in state_of(made, "demo").items():
+    for name, tensor in made.network(made.config("demo", classes)).state_dict().items():
         for timm, theirs in (
             ("backbone.stem.", "backbone.downsample_layers.0."),
             (".mlp.fc", ".pwconv"),
@@ -195,9 +195,10 @@ def test_a_checkpoint_of_convnext_s_authors_fits(half: bool) -> None:
             name = name.replace(timm, theirs)
         if ".downsample." in name:
             name = name.replace("stages", "downsample_layers").replace(".downsample.", ".")
-        state[name] = tensor.half() if half else tensor
+        state[name] = tensor
     fitted = fit(made, "demo", [{"meta": {"epoch": 36}, "state_dict": state}])
     assert fitted.exact, fitted.explanation()
+    assert fitted.config["num_classes"] == classes
     del state["rpn_head.rpn_cls.bias"]
     assert fit(made, "demo", [{"state_dict": state}]).missing == ("rpn_head.rpn_cls.bias",)
 
