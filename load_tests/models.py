@@ -20,10 +20,10 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
 import torch
 from safetensors.torch import save_file
@@ -33,9 +33,9 @@ from transformers import CvtConfig, CvtForImageClassification
 from load_tests.system import machine
 from models.architecture import Architecture
 from models.layers.classifier import Scores
-from models.layers.graph import FeedForward
+from models.layers.graph import FeedForward, Run, run_eager
 from models.registry import architectures, variant
-from models.runtimes.choice import Run, accelerate, agreement, prepared, run_eager, trial
+from models.runtimes.choice import accelerate, agreement, prepared, trials
 from models.serving import Arrays, Device
 from service.triton.cards import Card, Task, WeightsRecord
 
@@ -101,33 +101,34 @@ def contenders(
     if spec in REFERENCES:
         network = REFERENCES[spec][1]().eval()
         reference = Scores(network, card, Device())
-        runs["reference"] = lambda pixels: run_eager(reference, pixels)
+        runs["reference"] = partial(run_eager, reference)
     for name in CONTENDERS:
         runtime, numbers = name.split()
         if runtime in without:
             continue
         kind = "torch" if runtime == "eager" else runtime
         try:
-            runs[name] = prepared(kind, numbers, card, folder, exact.graph)  # type: ignore[arg-type]
-            runs[name](trial(card, exact.graph.input, 2))
+            (runs[name],) = prepared(kind, numbers, card, folder, exact).values()  # type: ignore[arg-type]
+            runs[name](trials(card, exact.graph, 2))
         except Exception as error:
             runs.pop(name, None)
             failed[name] = " ".join(str(error).split())[:200]
     return runs, failed
 
 
-def rates(runs: Mapping[str, Run], pixels: np.ndarray, seconds: float) -> dict[str, float]:
+def rates(runs: Mapping[str, Run], inputs: Arrays, seconds: float) -> dict[str, float]:
     """Return images/s of each contender, from its median pass."""
+    count = len(next(iter(inputs.values())))
     passes: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
-        run(pixels)
+        run(inputs)
     until = time.perf_counter() + seconds * len(runs)
     while time.perf_counter() < until or min(map(len, passes.values())) < 3:
         for name, run in runs.items():
             start = time.perf_counter()
-            run(pixels)
+            run(inputs)
             passes[name].append(time.perf_counter() - start)
-    return {name: len(pixels) / statistics.median(times) for name, times in passes.items()}
+    return {name: count / statistics.median(times) for name, times in passes.items()}
 
 
 def measure(spec: str, batches: list[int], seconds: float, without: set[str]) -> dict[str, Any]:
@@ -140,10 +141,10 @@ def measure(spec: str, batches: list[int], seconds: float, without: set[str]) ->
         exact = made.load(card, folder, Device())
         assert isinstance(exact, FeedForward)
         runs, failed = contenders(spec, card, folder, exact, without)
-        inputs = [trial(card, exact.graph.input, count) for count in (8, 1)]
-        truth: list[Arrays] = [run_eager(exact.graph, pixels) for pixels in inputs]
+        inputs = [trials(card, exact.graph, count) for count in (8, 1)]
+        truth: list[Arrays] = [run_eager(exact.graph, arrays) for arrays in inputs]
         errors = {
-            name: agreement(truth, [run(pixels) for pixels in inputs], float("inf")).error
+            name: agreement(truth, [run(arrays) for arrays in inputs], float("inf")).error
             for name, run in runs.items()
             if name != "reference"
         }
@@ -156,7 +157,7 @@ def measure(spec: str, batches: list[int], seconds: float, without: set[str]) ->
             "failed": failed,
             "errors": errors,
             "images_per_second": {
-                str(count): rates(runs, trial(card, exact.graph.input, count), seconds)
+                str(count): rates(runs, trials(card, exact.graph, count), seconds)
                 for count in batches
             },
         }

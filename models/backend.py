@@ -67,15 +67,15 @@ class TritonPythonModel:
         self._mode: Callable[[], AbstractContextManager[Any]] = nullcontext
         # Exported graphs are for CPUs; on a GPU the same entry runs in torch.
         if card.runtime == "openvino" and kind != "GPU":
-            from models.runtimes.openvino import Exported
+            from models.runtimes import openvino
 
-            return Exported(card, folder)
+            return openvino.load(card, folder)
         import torch
 
-        from models.runtimes.eager import load
+        from models.runtimes import eager
 
         torch.set_grad_enabled(False)
-        served, device = load(card, folder, kind, device_id)
+        served, device = eager.load(card, folder, kind, device_id)
         if card.precision == "bfloat16" and device.dtype is not torch.bfloat16:
             pb_utils.Logger.log_warn(
                 f"{card.id}: {device.name} does not compute in bfloat16; float32 is used"

@@ -16,7 +16,7 @@ from typing import Literal
 
 from models.entries import CONFIG
 from models.presence import Mark, read_mark
-from models.runtimes.openvino import WEIGHTS
+from models.runtimes.openvino import exported, weights_file
 from service.triton.cards import CATALOGUE
 
 HOST = "host"
@@ -158,10 +158,11 @@ class Room:
                 HOST: _RUNTIME[HOST] + weights,
                 GPU: _RUNTIME[GPU] + _GROWTH * weights,
             }
-        graph = entry / "1" / WEIGHTS
-        if graph.exists():
+        graphs = [weights_file(graph) for graph in exported(entry / "1").values()]
+        if graphs:
             # The other file is for explanations.
-            return {HOST: _EXPORTED + _GROWTH * graph.stat().st_size}
+            held = sum(each.stat().st_size for each in graphs)
+            return {HOST: _EXPORTED + _GROWTH * held}
         return {HOST: _RUNTIME[HOST] + _GROWTH * weights}
 
 

@@ -26,18 +26,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from timm.models.convnext import ConvNeXt
 from torch import nn
 from torch.nn import functional as F
 
 from models.architecture import Architecture, Source, StateDict, Variant, unwrapped
+from models.layers.graph import FeedForward, Graph
+from models.layers.noise import noises
 from models.layers.pixels import Normalisation
 from models.layers.precision import convert
 from models.registry import register
@@ -205,33 +205,47 @@ class GenConViT(nn.Module):
         return torch.stack(logits, dim=1)
 
 
-class FaceScores(Predictor):
+class PairScores(Graph):
+    """FACES [B, 3, S, S], and NOISE [B, latent] where there is a "vae", to SCORES [B, 2] and MEMBERS [B, members, 2]."""
+
+    input = "FACES"
+    outputs = ("SCORES", "MEMBERS")
+
+    def __init__(self, network: GenConViT, card: Card, device: Device) -> None:
+        super().__init__()
+        assert card.image is not None
+        self.network = convert(network, device)
+        self.normalise = Normalisation(card.image, device)
+        self.noise = network.latent
+        self.device = device
+
+    def forward(
+        self, pixels: torch.Tensor, noise: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        faces = self.normalise.scaled(pixels)
+        with self.device.autocast():
+            logits = self.network(faces, noise)
+        members = logits.float().sigmoid().flip(-1)
+        return members.mean(1), members
+
+
+class FaceScores(FeedForward):
     """FACES `uint8` [B, 3, S, S] (and SEED [B, 1]) to SCORES [B, 2] and MEMBERS [B, members, 2].
 
     Each is a pair (real, fake) of probabilities; they come from two sigmoids and need not sum to 1.
     """
 
     def __init__(self, network: GenConViT, card: Card, device: Device) -> None:
-        assert card.image is not None
-        self._network = convert(network, device)
-        self._normalise = Normalisation(card.image, device)
-        self._device = device
+        self.graph: PairScores = PairScores(network, card, device)
 
     @torch.inference_mode()
     def predict(self, batch: Arrays) -> Arrays:
-        faces = self._normalise(batch["FACES"])
-        seeds = batch.get("SEED", np.zeros((len(faces), 1), np.int64))
-        noise = torch.stack([_noise(int(seed), self._network.latent) for (seed,) in seeds])
-        with self._device.autocast():
-            logits = self._network(faces, noise.to(faces.device))
-        members = logits.float().sigmoid().flip(-1)
-        return {"SCORES": members.mean(1).cpu().numpy(), "MEMBERS": members.cpu().numpy()}
-
-
-@lru_cache(maxsize=64)
-def _noise(seed: int, size: int) -> torch.Tensor:
-    # Always from the CPU's generator: the scores must not depend on the device.
-    return torch.randn(size, generator=torch.Generator().manual_seed(seed))
+        inputs = [self.graph.normalise.moved(batch["FACES"])]
+        if self.graph.noise:
+            drawn = noises(batch.get("SEED"), len(inputs[0]), self.graph.noise)
+            inputs.append(torch.from_numpy(drawn).to(inputs[0].device))
+        scores, members = self.graph(*inputs)
+        return {"SCORES": scores.cpu().numpy(), "MEMBERS": members.cpu().numpy()}
 
 
 def _code_shape(channels: int, latent: int) -> tuple[int, int, int]:

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 
 from models.layers.graph import Graph
-from models.runtimes.openvino import GRAPH, openvino
+from models.runtimes.openvino import openvino
+from models.serving import Arrays
 
 
 class NotExportable(Exception):
     """The graph cannot be exported; the message is the first line of what the exporter says."""
 
 
-def export(graph: Graph, example: torch.Tensor) -> Any:
-    """Return `graph` as an OpenVINO model for any number of inputs like `example` [B, ...], B >= 2.
+def export(graph: Graph, examples: Arrays) -> Any:
+    """Return `graph` as an OpenVINO model for any number of inputs like `examples` [B, ...], B >= 2.
 
     Raises NotExportable.
     """
@@ -30,19 +31,31 @@ def export(graph: Graph, example: torch.Tensor) -> Any:
             )  # The tracer warns of each size that it takes for fixed.
             quiet, logging.root.manager.disable = logging.root.manager.disable, logging.CRITICAL
             try:
-                shape = ov.PartialShape([-1, *example.shape[1:]])
-                model = ov.convert_model(graph, example_input=example, input=[(shape, ov.Type.u8)])
+                tensors = tuple(torch.from_numpy(examples[name]) for name in graph.inputs)
+                model = ov.convert_model(
+                    graph,
+                    example_input=tensors,
+                    input=[_port(graph, name, examples) for name in graph.inputs],
+                )
             finally:
                 logging.root.manager.disable = quiet
     except Exception as error:
         said = " ".join(str(error).split())
         raise NotExportable(f"{type(error).__name__}: {said[:200]}") from error
-    model.input(0).get_tensor().set_names({graph.input})
+    for port, name in zip(model.inputs, graph.inputs, strict=True):
+        port.get_tensor().set_names({name})
     for port, name in zip(model.outputs, graph.outputs, strict=True):
         port.get_tensor().set_names({name})
     return model
 
 
-def save(model: Any, folder: Path) -> None:
-    """Write the IR into `folder`, weights in float32."""
-    openvino().save_model(model, folder / GRAPH, compress_to_fp16=False)
+def _port(graph: Graph, name: str, examples: Arrays) -> tuple[Any, Any]:
+    """Return shape and type of an input."""
+    ov = openvino()
+    size = graph.size if name == graph.input and graph.size else examples[name].shape[1:]
+    return ov.PartialShape([-1, *size]), ov.Type(examples[name].dtype)
+
+
+def save(model: Any, file: Path) -> None:
+    """Write the IR, and its weights beside it in float32."""
+    openvino().save_model(model, file, compress_to_fp16=False)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from models.deepfake.genconvit import UNUSED
+from models.layers.noise import noise
 from models.registry import architecture
+from models.runtimes.choice import accelerate
 from models.serving import Device, InvalidInput, Predictor
 from service.triton.cards import WeightsRecord
 
@@ -170,6 +175,44 @@ def test_bfloat16_stays_close() -> None:
         answers.append(_served(network, device).predict({"FACES": faces})["SCORES"])
     assert answers[1].dtype == np.float32
     np.testing.assert_allclose(answers[1], answers[0], atol=0.02)
+
+
+def test_the_exported_network_needs_no_torch_and_draws_the_same_noise(
+    network: torch.nn.Module, tmp_path: Path
+) -> None:
+    save_file(network.state_dict(), tmp_path / "model.safetensors")
+    card = GENCONVIT.card("demo", weights=WeightsRecord(kind="random"))
+    faces, seeds = _faces(3), np.array([[0], [7], [-1]])
+    expected = _served(network).predict({"FACES": faces, "SEED": seeds})
+    np.savez(tmp_path / "batch.npz", FACES=faces, SEED=seeds)
+    chosen = accelerate(card, tmp_path, precision="float32")
+    assert chosen.runtime == "openvino"
+    (tmp_path / "card.json").write_text(chosen.model_dump_json())
+    program = """
+import sys
+from pathlib import Path
+import numpy as np
+from models.runtimes.openvino import load
+from service.triton.cards import Card
+folder = Path(sys.argv[1])
+served = load(Card.model_validate_json((folder / "card.json").read_text()), folder)
+np.savez(folder / "answer.npz", **served.predict(dict(np.load(folder / "batch.npz"))))
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
+    answer = dict(np.load(tmp_path / "answer.npz"))
+    assert answer.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_allclose(answer[name], array, atol=1e-4)
+    others = _served(network).predict({"FACES": faces})
+    assert np.abs(others["MEMBERS"] - expected["MEMBERS"]).max() > 1e-3
+
+
+def test_noise_is_torchs() -> None:
+    for seed, size in ((0, 16), (7, 128), (-3, 12544), (2**62 + 5, 128)):
+        expected = torch.randn(size, generator=torch.Generator().manual_seed(seed))
+        np.testing.assert_allclose(noise(seed, size), expected, atol=1e-5)
+    assert noise(7, 24)[:16].tolist() == noise(7, 128)[:16].tolist()
 
 
 def test_other_size_is_refused(network) -> None:

@@ -7,20 +7,28 @@ there, thresholds 0.6, 0.7, 0.7, factor 0.709; boxes sorted by score, pixels of 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from safetensors.torch import load_file
 from skimage import data
 
+from models.deepfake.face_detector import FaceDetector, nms
 from models.deepfake.mtcnn import MTCNN
+from models.layers.graph import Cascade
 from models.registry import architecture
+from models.runtimes.choice import accelerate
+from models.runtimes.openvino import exported, load
 from models.serving import Device, Predictor
 from models.shipped import WEIGHTS
-from service.triton.cards import WeightsRecord
+from models.weights.errors import NoRuntime
+from service.triton.cards import Card, WeightsRecord
 
 ARCHITECTURE = architecture("mtcnn")
 REFERENCE = json.loads((Path(__file__).parent / "mtcnn_reference.json").read_text())
@@ -54,18 +62,45 @@ def network() -> MTCNN:
 
 
 @pytest.fixture(scope="module")
-def detector(network: MTCNN) -> Predictor:
+def eager(network: MTCNN) -> Predictor:
     card = ARCHITECTURE.card("default", weights=WeightsRecord(kind="official"))
     assert card.id == "mtcnn"
     served = ARCHITECTURE.serve(network, card, Device(), WEIGHTS)
-    assert isinstance(served, Predictor)
+    assert isinstance(served, Cascade)
     return served
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The entry's version as it is written for a CPU, and its card."""
+    folder = tmp_path_factory.mktemp("mtcnn")
+    (folder / "model.safetensors").write_bytes((WEIGHTS / "mtcnn.safetensors").read_bytes())
+    card = ARCHITECTURE.card("default", weights=WeightsRecord(kind="official"))
+    (folder / "card.json").write_text(accelerate(card, folder).model_dump_json())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def in_openvino(folder: Path) -> Predictor:
+    return load(Card.model_validate_json((folder / "card.json").read_text()), folder)
+
+
+@pytest.fixture(params=["eager", "in_openvino"])
+def detector(request: pytest.FixtureRequest) -> Predictor:
+    found: Predictor = request.getfixturevalue(request.param)
+    return found
+
+
+def _cascade(detector: Predictor) -> FaceDetector:
+    cascade = detector.predictor if isinstance(detector, Cascade) else detector
+    assert isinstance(cascade, FaceDetector)
+    return cascade
+
+
 @pytest.mark.parametrize("expected", REFERENCE, ids=lambda e: e["picture"])
-def test_finds_what_the_package_finds(network: MTCNN, expected: dict[str, Any]) -> None:
-    pixels = torch.tensor(_planes(PICTURES[expected["picture"]]))
-    (faces,) = network(pixels, expected["min_face_size"])
+def test_finds_what_the_package_finds(detector: Predictor, expected: dict[str, Any]) -> None:
+    pixels = _planes(PICTURES[expected["picture"]])
+    (faces,) = _cascade(detector).detect(pixels, expected["min_face_size"])
     assert len(faces.scores) == len(expected["scores"])
     np.testing.assert_allclose(faces.scores, expected["scores"], atol=1e-4)
     shape = (-1, 4)
@@ -150,7 +185,7 @@ def test_noise_holds_no_face(detector: Predictor) -> None:
     assert not detector.predict({"IMAGE": noise})["SCORES"].any()
 
 
-def test_equals_the_package(network: MTCNN) -> None:
+def test_equals_the_package(detector: Predictor) -> None:
     package = pytest.importorskip(
         "facenet_pytorch", reason="facenet-pytorch pins an old torch; compare where it is at hand"
     )
@@ -158,8 +193,51 @@ def test_equals_the_package(network: MTCNN) -> None:
     picture = PICTURES["astronaut, twice side by side"]
     found = reference.detect(picture, landmarks=True)
     boxes, scores, landmarks = (np.asarray(part, np.float64) for part in found)
-    (faces,) = network(torch.tensor(_planes(picture)), 40)
+    (faces,) = _cascade(detector).detect(_planes(picture), 40)
     order = np.argsort(-scores, kind="stable")
     np.testing.assert_allclose(faces.boxes, boxes[order], atol=1e-2)
     np.testing.assert_allclose(faces.scores, scores[order], atol=1e-5)
     np.testing.assert_allclose(faces.landmarks, landmarks[order], atol=1e-2)
+
+
+def test_the_exported_cascade_is_on_the_card_and_needs_no_torch(folder: Path) -> None:
+    card = Card.model_validate_json((folder / "card.json").read_text())
+    assert (card.runtime, card.precision) == ("openvino", "float32")
+    assert card.acceleration is not None
+    assert card.acceleration.error is not None
+    assert card.acceleration.error < 1e-4
+    assert exported(folder).keys() == {"pnet", "rnet", "onet"}
+    program = """
+import sys
+from pathlib import Path
+import numpy as np
+from models.runtimes.openvino import load
+from service.triton.cards import Card
+folder = Path(sys.argv[1])
+served = load(Card.model_validate_json((folder / "card.json").read_text()), folder)
+answer = served.predict({"IMAGE": np.zeros((2, 3, 60, 80), np.uint8)})
+assert answer["BOXES"].shape == (2, 1, 4)
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program, str(folder)], check=True)
+
+
+def test_boxes_need_float32_and_one_compilation(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    card = ARCHITECTURE.card("default", weights=WeightsRecord(kind="official"))
+    with pytest.raises(NoRuntime, match="suffers from less than float32"):
+        accelerate(card, tmp_path, precision="bfloat16")
+    with pytest.raises(NoRuntime, match="every size of its inputs"):
+        accelerate(card, tmp_path, runtime="compile")
+
+
+def test_suppression_is_torchvisions() -> None:
+    rng = np.random.default_rng(0)
+    corners = rng.integers(0, 40, (300, 2))
+    boxes = np.concatenate((corners, corners + rng.integers(0, 20, (300, 2))), 1)
+    boxes = boxes.astype(np.float32)
+    scores = rng.integers(0, 50, 300).astype(np.float32)  # many are equal
+    for overlap in (0.5, 0.7):
+        expected = torchvision.ops.nms(torch.from_numpy(boxes), torch.from_numpy(scores), overlap)
+        assert nms(boxes, scores, overlap).tolist() == expected.tolist()
+    assert len(nms(boxes[:0], scores[:0], 0.5)) == 0

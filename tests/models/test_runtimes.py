@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models.layers.graph import FeedForward
+from models.layers.graph import FeedForward, run_eager
 from models.registry import architecture, architectures
 from models.repository import build, cards, choose_runtime, write_entry
 from models.runtimes import choice, eager, openvino
-from models.runtimes.choice import accelerate, agreement, is_current, run_eager, trial
+from models.runtimes.choice import accelerate, agreement, is_current, trial, trials
 from models.runtimes.export import NotExportable, export
 from models.serving import Device, InvalidInput
 from models.signatures import SIGNATURES
@@ -46,15 +46,15 @@ def test_exported_graphs_agree_with_eager(slug: str, tmp_path: Path) -> None:
     card = entry(slug, tmp_path)
     served = architecture(slug).load(card, tmp_path, Device())
     assert isinstance(served, FeedForward)
-    example = torch.from_numpy(trial(card, served.graph.input, 2))
+    example = trials(card, served.graph, 2)
     if slug in NOT_EXPORTABLE:
         with pytest.raises(NotExportable):
             export(served.graph, example)
         return
     compiled = openvino.Compiled(export(served.graph, example), "float32")
     for count in (1, 3):
-        pixels = trial(card, served.graph.input, count)
-        exact, found = run_eager(served.graph, pixels), compiled({served.graph.input: pixels})
+        arrays = trials(card, served.graph, count)
+        exact, found = run_eager(served.graph, arrays), compiled(arrays)
         assert found.keys() == exact.keys()
         assert agreement([exact], [found], 1e-3).error <= 1e-3
 
@@ -86,7 +86,7 @@ def test_what_is_asked_for_by_name_is_taken(tmp_path: Path) -> None:
     assert exact.acceleration.error < 1e-4
     plain = accelerate(exact.unaccelerated, tmp_path, runtime="torch", precision="float32")
     assert (plain.runtime, plain.precision) == ("torch", "float32")
-    assert not (tmp_path / openvino.GRAPH).exists()
+    assert not openvino.exported(tmp_path)
 
 
 def test_a_failed_export_falls_back_and_says_why(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_failed_export_falls_back_and_says_why(tmp_path: Path) -> None:
     assert chosen.runtime == "torch"
     assert chosen.acceleration is not None
     assert "the export failed" in chosen.acceleration.reasons[0]
-    assert not (tmp_path / openvino.GRAPH).exists()
+    assert not openvino.exported(tmp_path)
     with pytest.raises(NoRuntime, match=r"cannot run as asked: openvino in .*the export failed"):
         accelerate(card, tmp_path, runtime="openvino")
 
@@ -143,13 +143,13 @@ def test_weights_that_are_not_finite_run_in_torch(tmp_path: Path) -> None:
     assert "not finite" in chosen.acceleration.reasons[0]
 
 
-def test_what_is_more_than_one_pass_runs_in_torch(tmp_path: Path) -> None:
-    card = entry("genconvit", tmp_path)
+def test_what_is_no_graph_runs_in_torch(tmp_path: Path) -> None:
+    card = entry("sit-reconstruction", tmp_path)
     chosen = accelerate(card, tmp_path)
     assert (chosen.runtime, chosen.precision) == ("torch", "auto")
     assert chosen.acceleration is not None
-    assert "not one forward pass" in chosen.acceleration.reasons[0]
-    with pytest.raises(NoRuntime, match="not one forward pass"):
+    assert "not made of graphs" in chosen.acceleration.reasons[0]
+    with pytest.raises(NoRuntime, match="not made of graphs"):
         accelerate(card, tmp_path, runtime="openvino")
     with pytest.raises(NoRuntime, match="on CPUs only"):
         accelerate(card, tmp_path, on_gpu=True, runtime="openvino")
@@ -198,7 +198,7 @@ def test_an_entry_is_exported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     repository = tmp_path / "repository"
     (card,) = build(repository, "cpu", ["convnext-demo"])
     assert card.runtime == "openvino"
-    graph = repository / "convnext-demo" / "1" / openvino.GRAPH
+    graph = openvino.graph_file(repository / "convnext-demo" / "1", "model")
     written = graph.stat().st_mtime_ns
     assert build(repository, "cpu", ["convnext-demo"]) == [card]
     assert graph.stat().st_mtime_ns == written
@@ -216,11 +216,12 @@ def test_the_runtime_of_an_entry_is_chosen_anew(tmp_path: Path) -> None:
     card = entry("convnext", folder)
     write_entry(repository, card, {"model.safetensors": folder / "model.safetensors"}, "cpu")
     assert choose_runtime(repository, card.id, "cpu").runtime == "openvino"
-    assert (repository / card.id / "1" / openvino.WEIGHTS).exists()
+    (graph,) = openvino.exported(repository / card.id / "1").values()
+    assert openvino.weights_file(graph).exists()
     plain = choose_runtime(repository, card.id, "cpu", "torch", "float32")
     assert cards(repository) == [plain]
     assert (plain.runtime, plain.precision) == ("torch", "float32")
-    assert not (repository / card.id / "1" / openvino.WEIGHTS).exists()
+    assert not list((repository / card.id / "1").glob("*.bin"))
     with pytest.raises(KeyError, match="no model 'nothing'"):
         choose_runtime(repository, "nothing", "cpu")
 
