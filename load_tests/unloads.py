@@ -1,11 +1,11 @@
 """What loading and unloading leaves behind: memory, processes and shared memory of Triton, cycle by cycle.
 
-    python -m load_tests.unloads [--cycles 6] [--models 5]
+    python -m load_tests.unloads [--cycles 40] [--models 5]
 
 Each cycle loads the models side by side, asks each once and unloads them again, by the gateway; a
-figure is taken once their processes have gone. Done with glibc's allocator as it comes and with two
-arenas only (MALLOC_ARENA_MAX=2), each in a system of its own. Results go to
-load_tests/results/unloads.{json,md}.
+figure is taken once their processes have gone. A request that is not answered ends it all. Done with glibc's
+allocator as it comes and with two arenas only (MALLOC_ARENA_MAX=2), each in a system of its own.
+Results go to load_tests/results/unloads.{json,md}, after each of the two.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from service.triton.server import shared_memory_prefix
 
 RESULTS = Path(__file__).parent / "results"
 MIB = 2**20
+# How many of the cycles the table shows, first and last among them.
+SHOWN = 9
 ALLOCATORS = {"glibc": {}, "glibc, two arenas": {"MALLOC_ARENA_MAX": "2"}}
 
 
@@ -98,6 +100,18 @@ def slope(rows: list[dict[str, float]], key: str) -> float:
     return float(np.polyfit([r["unloads"] for r in later], [r[key] for r in later], 1)[0])
 
 
+def halves(rows: list[dict[str, float]], key: str) -> str:
+    """Return the growth in KiB for each unload, of the first half of the cycles and of the second."""
+    middle = len(rows) // 2
+    return " | ".join(f"{1024 * slope(part, key):.0f}" for part in (rows[:middle], rows[middle:]))
+
+
+def shown(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Return a few rows, evenly from the first to the last."""
+    picked = np.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).round()
+    return [rows[int(index)] for index in picked]
+
+
 def table(report: dict[str, Any]) -> str:
     """Return the report as Markdown."""
     on = report["machine"]
@@ -116,11 +130,17 @@ def table(report: dict[str, Any]) -> str:
         lines += [
             f"| {allocator} | {r['unloads']:.0f} | {r['server_mib']:.1f} | {r['server_threads']:.0f} "
             f"| {r['server_files']:.0f} | {r['models']:.0f} | {r['models_mib']:.1f} | {r['shared_mib']:.1f} |"
-            for r in rows
+            for r in shown(rows)
         ]
-    lines += ["", "| allocator | server KiB kept for each unload | models KiB |", "|---|---|---|"]
     lines += [
-        f"| {allocator} | {1024 * slope(rows, 'server_mib'):.0f} | {1024 * slope(rows, 'models_mib'):.0f} |"
+        "",
+        "KiB kept for each unload, in the first half of the cycles and in the second:",
+        "",
+        "| allocator | server, first half | second half | models, first half | second half |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {allocator} | {halves(rows, 'server_mib')} | {halves(rows, 'models_mib')} |"
         for allocator, rows in report["rows"].items()
     ]
     return "\n".join(lines) + "\n"
@@ -128,16 +148,16 @@ def table(report: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cycles", type=int, default=6, help="how often everything is unloaded")
+    parser.add_argument("--cycles", type=int, default=40, help="how often everything is unloaded")
     parser.add_argument("--models", type=int, default=5, help="how many models come and go")
     options = parser.parse_args()
     report: dict[str, Any] = {"machine": machine(), "rows": {}}
     for name, variables in ALLOCATORS.items():
         os.environ.update(variables)
         report["rows"][name] = measure(options.cycles, options.models)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "unloads.json").write_text(json.dumps(report, indent=1) + "\n")
-    (RESULTS / "unloads.md").write_text(table(report))
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / "unloads.json").write_text(json.dumps(report, indent=1) + "\n")
+        (RESULTS / "unloads.md").write_text(table(report))
     print(table(report))
 
 
