@@ -86,7 +86,7 @@ def running(
         ) as process:
             try:
                 up = Path(directory) / "up.json"
-                deadline = time.monotonic() + 180
+                deadline = time.monotonic() + 600
                 while not up.exists():
                     if process.poll() is not None or time.monotonic() > deadline:
                         raise RuntimeError("vitrine up did not start")
