@@ -1,11 +1,11 @@
 """What loading and unloading leaves behind: memory, processes and shared memory of Triton, cycle by cycle.
 
-    python -m load_tests.unloads [--cycles 40] [--models 5]
+    python -m load_tests.unloads [--cycles 40] [--models 5] [--allocators glibc]
 
 Each cycle loads the models side by side, asks each once and unloads them again, by the gateway; a
-figure is taken once their processes have gone. A request that is not answered ends it all. Done with glibc's
-allocator as it comes and with two arenas only (MALLOC_ARENA_MAX=2), each in a system of its own.
-Results go to load_tests/results/unloads.{json,md}, after each of the two.
+figure is taken once their processes have gone. They run in what is taken for them by default on this machine. A request
+that is not answered ends it all. Done with glibc's allocator as it comes and with two arenas only
+(MALLOC_ARENA_MAX=2), each in a system of its own. Results go to load_tests/results/unloads.{json,md}, after each cycle.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ RESULTS = Path(__file__).parent / "results"
 MIB = 2**20
 # How many of the cycles the table shows, first and last among them.
 SHOWN = 9
+# From this many rows on a growth can be told of both halves.
+LEAST = 6
 ALLOCATORS = {"glibc": {}, "glibc, two arenas": {"MALLOC_ARENA_MAX": "2"}}
 
 
@@ -75,23 +78,31 @@ def cycle(system: System, names: list[str], body: bytes) -> None:
 
         with ThreadPoolExecutor(len(names)) as pool:
             list(pool.map(use, names))
+    unload(system, names)
+
+
+def unload(system: System, names: list[str]) -> None:
+    """Unload the models."""
+    with httpx2.Client(base_url=system.url, timeout=180, trust_env=False) as http:
         for name in names:
             http.post(f"/v1/models/{name}/unload").raise_for_status()
 
 
-def measure(cycles: int, models: int) -> list[dict[str, float]]:
-    """Return the figures before the first cycle and after each."""
+def measure(cycles: int, models: int) -> Iterator[dict[str, float]]:
+    """Yield the figures before the first cycle and after each."""
     names = [f"spare-{number}" for number in range(models)]
     entries = [f"{name}=convnext:demo" for name in names]
     body = photograph()
-    with running(["convnext-demo"], [sys.executable, "-m", "load_tests.entries", *entries]) as up:
-        remaining = int(figures(up)["models"])
-        rows = [{"unloads": 0, **figures(up)}]
+    # What is loaded at the start has its runtime chosen.
+    with running(
+        ["convnext-demo", *names], [sys.executable, "-m", "load_tests.entries", *entries]
+    ) as up:
+        remaining = int(figures(up)["models"]) - models
+        unload(up, names)
+        yield {"unloads": 0, **settled(up, remaining)}
         for number in range(1, cycles + 1):
             cycle(up, names, body)
-            rows.append({"unloads": number * models, **settled(up, remaining)})
-            print({key: round(value, 1) for key, value in rows[-1].items()}, flush=True)
-    return rows
+            yield {"unloads": number * models, **settled(up, remaining)}
 
 
 def slope(rows: list[dict[str, float]], key: str) -> float:
@@ -142,6 +153,7 @@ def table(report: dict[str, Any]) -> str:
     lines += [
         f"| {allocator} | {halves(rows, 'server_mib')} | {halves(rows, 'models_mib')} |"
         for allocator, rows in report["rows"].items()
+        if len(rows) >= LEAST
     ]
     return "\n".join(lines) + "\n"
 
@@ -150,14 +162,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cycles", type=int, default=40, help="how often everything is unloaded")
     parser.add_argument("--models", type=int, default=5, help="how many models come and go")
+    parser.add_argument("--allocators", nargs="+", choices=ALLOCATORS, default=list(ALLOCATORS))
     options = parser.parse_args()
     report: dict[str, Any] = {"machine": machine(), "rows": {}}
-    for name, variables in ALLOCATORS.items():
-        os.environ.update(variables)
-        report["rows"][name] = measure(options.cycles, options.models)
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "unloads.json").write_text(json.dumps(report, indent=1) + "\n")
-        (RESULTS / "unloads.md").write_text(table(report))
+    RESULTS.mkdir(exist_ok=True)
+    for name in options.allocators:
+        os.environ.update(ALLOCATORS[name])
+        rows = report["rows"][name] = []
+        for row in measure(options.cycles, options.models):
+            rows.append(row)
+            print({key: round(value, 1) for key, value in row.items()}, flush=True)
+            (RESULTS / "unloads.json").write_text(json.dumps(report, indent=1) + "\n")
+            if len(rows) >= LEAST:
+                (RESULTS / "unloads.md").write_text(table(report))
     print(table(report))
 
 

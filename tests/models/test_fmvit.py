@@ -133,6 +133,25 @@ def test_what_is_served_is_folded() -> None:
     np.testing.assert_allclose(scores, expected, atol=1e-4)
 
 
+def test_what_is_served_stands_channels_last_in_bfloat16() -> None:
+    """Training crashes PyTorch 2.15 in that layout on CPUs; the folded form computes, and has gradients."""
+    card = FMVIT.card("demo", weights=WeightsRecord(kind="random"))
+    exact, half = (
+        FMVIT.serve(_network(), card, device, Path())
+        for device in (Device(), Device(dtype=torch.bfloat16))
+    )
+    convs = [m for m in half.graph.network.modules() if isinstance(m, nn.Conv2d)]
+    assert all(m.weight.is_contiguous(memory_format=torch.channels_last) for m in convs)
+    assert {m.weight.dtype for m in convs} == {torch.bfloat16}
+    for count in (1, 3, 8):
+        pixels = np.random.default_rng(count).integers(0, 256, (count, 3, 64, 64), dtype=np.uint8)
+        batch = {"IMAGE": pixels, "CLASS": np.zeros((count, 1), np.int32)}
+        answer, expected = half.predict(batch), exact.predict(batch)
+        np.testing.assert_allclose(answer["SCORES"], expected["SCORES"], atol=0.05)
+        assert np.isfinite(answer["HEATMAP"]).all()
+        assert (answer["HEATMAP"].max((1, 2)) == 1).all()
+
+
 @torch.no_grad()
 def test_attention_by_hand() -> None:
     torch.manual_seed(0)
