@@ -59,7 +59,7 @@ def settled(system: System, models: int, seconds: float = 60) -> dict[str, float
     while True:
         try:
             found = figures(system)
-        except psutil.NoSuchProcess:  # one that is just ending
+        except (psutil.NoSuchProcess, FileNotFoundError):  # one is just ending
             found = {"models": -1}
         if found["models"] == models or time.monotonic() > deadline:
             return found
