@@ -11,14 +11,17 @@ WEIGHTS = Path(__file__).parent / "demo" / "weights"
 # Id -> (architecture:variant, what kind of weights they are).
 SHIPPED: dict[str, tuple[str, Literal["demo", "official"]]] = {
     "convnext-demo": ("convnext:demo", "demo"),
+    "duoformer-demo": ("duoformer:demo", "demo"),
     "genconvit-demo": ("genconvit:demo", "demo"),
     "micro-dit-demo": ("micro-dit:demo", "demo"),
     "mtcnn": ("mtcnn:default", "official"),
     "hornet-demo": ("hornet:demo", "demo"),
     "next-vit-demo": ("next-vit:demo", "demo"),
     "s2aformer-demo": ("s2aformer:demo", "demo"),
+    "svt-demo": ("svt:demo", "demo"),
     "tinyvit-demo": ("tinyvit:demo", "demo"),
     "uniformer-demo": ("uniformer:demo", "demo"),
+    "vit-resnas-demo": ("vit-resnas:demo", "demo"),
 }
 
 

@@ -160,7 +160,13 @@ RECIPES = {
         Classification("convnext", STEPS=4000),
         Classification("crossvit"),
         Classification("cvt"),
-        Classification("duoformer", pictures=TISSUE, loss=kind_loss, score=("mean AUC", mean_auc)),
+        Classification(
+            "duoformer",
+            STEPS=1500,
+            pictures=TISSUE,
+            loss=kind_loss,
+            score=("mean AUC", mean_auc),
+        ),
         # In channels-last torch 2.15 crashes on a CPU after some steps of these convolutions.
         Classification("fmvit", layout=torch.contiguous_format),
         Classification("gmm-vit"),
@@ -175,7 +181,7 @@ RECIPES = {
         Classification("next-vit"),
         Classification("s2aformer"),
         Classification("shiftaddvit"),
-        Classification("svt"),
+        Classification("svt", STEPS=3000),
         Classification("swin"),
         Classification("t2t-vit"),
         Classification("tic"),
@@ -184,7 +190,7 @@ RECIPES = {
         Classification("turbovit"),
         Classification("uniformer"),
         Classification("vir"),
-        Classification("vit-resnas"),
+        Classification("vit-resnas", STEPS=2400),
     )
 }
 
