@@ -20,6 +20,7 @@ SHIPPED: dict[str, tuple[str, Literal["demo", "official"]]] = {
     "s2aformer-demo": ("s2aformer:demo", "demo"),
     "svt-demo": ("svt:demo", "demo"),
     "tinyvit-demo": ("tinyvit:demo", "demo"),
+    "turbovit-demo": ("turbovit:demo", "demo"),
     "uniformer-demo": ("uniformer:demo", "demo"),
     "vit-resnas-demo": ("vit-resnas:demo", "demo"),
 }

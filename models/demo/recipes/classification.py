@@ -187,7 +187,7 @@ RECIPES = {
         Classification("tic"),
         Classification("tinyvit"),
         Classification("tnt"),
-        Classification("turbovit"),
+        Classification("turbovit", STEPS=3000),
         Classification("uniformer"),
         Classification("vir"),
         Classification("vit-resnas", STEPS=2400),
