@@ -10,6 +10,7 @@ WEIGHTS = Path(__file__).parent / "demo" / "weights"
 
 # Id -> (architecture:variant, what kind of weights they are).
 SHIPPED: dict[str, tuple[str, Literal["demo", "official"]]] = {
+    "ci2p-vit-demo": ("ci2p-vit:demo", "demo"),
     "convnext-demo": ("convnext:demo", "demo"),
     "duoformer-demo": ("duoformer:demo", "demo"),
     "genconvit-demo": ("genconvit:demo", "demo"),

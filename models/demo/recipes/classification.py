@@ -155,7 +155,7 @@ class Classification:
 RECIPES = {
     f"{recipe.slug}-demo": recipe
     for recipe in (
-        Classification("ci2p-vit"),
+        Classification("ci2p-vit", STEPS=3000),
         Classification("convit"),
         Classification("convnext", STEPS=4000),
         Classification("crossvit"),
