@@ -48,7 +48,9 @@ def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(32, channels, eps=_EPS)
 
 
-def _conv(inputs: int, outputs: int, size: int = 3, *, stride: int = 1, bias: bool = True):
+def _conv(
+    inputs: int, outputs: int, size: int = 3, *, stride: int = 1, bias: bool = True
+) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, size, stride=stride, padding=size // 2, bias=bias)
 
 

@@ -1,8 +1,8 @@
 """Reading of checkpoint files in the authors' formats, without ever running code from them.
 
 Files are told apart by their first bytes, not by their names: safetensors, what `torch.save` writes
-(zip, or the older stream of pickles), or a plain pickle of arrays. Pickles are read with `weights_only=True`; on
-top of what torch allows there are only plain containers that training scripts leave in checkpoints.
+(zip, or the older stream of pickles), a plain pickle of arrays, or Flax's msgpack. Pickles are read with
+`weights_only=True`; on top of what torch allows there are only plain containers that training scripts leave in checkpoints.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 
 from models.weights.arrays import is_plain_pickle, read_arrays
 from models.weights.errors import UnreadableCheckpoint, UnsafeCheckpoint
+from models.weights.flax import is_flax, read_flax
 
 _LEGACY_PICKLE = b"\x80"
 _ZIP = b"PK\x03\x04"
@@ -68,6 +69,8 @@ _CONTAINERS: list[Any] = [
 def read_checkpoint(path: Path) -> Mapping[str, Any]:
     """Return what the file holds, as the authors saved it: tensors by name, or wrapper keys around them.
 
+    Flax's files hold tables in tables (`models/weights/flax.py`).
+
     Tensors are on the CPU. Raises UnsafeCheckpoint if unpickling would have to run code, and
     UnreadableCheckpoint for everything that is no whole checkpoint.
     """
@@ -81,6 +84,8 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
         return _safetensors(path)
     if head.startswith((_ZIP, _LEGACY_PICKLE)):
         return _pickled(path, zipped=head.startswith(_ZIP), plain=is_plain_pickle(head))
+    if len(head) > 1 and is_flax(head):
+        return read_flax(path)
     raise UnreadableCheckpoint(f"{path} is no checkpoint: {_guess(head)}")
 
 
@@ -144,4 +149,4 @@ def _guess(head: bytes) -> str:
         return "an HDF5 file of another framework"
     if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ")):
         return "a compressed archive; unpack it first"
-    return "neither safetensors nor written by torch.save"
+    return "neither safetensors nor written by torch.save or by Flax"

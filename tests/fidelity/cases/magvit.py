@@ -174,7 +174,7 @@ def _decoding(golden: Golden) -> Outputs:
     latent = tuple(given["latent_shape"])
     mode = given.get("condition_mode")
     if mode is None:
-        commit, batch = Commit(), 1
+        commit, batch = Commit(), golden.outputs["tokens"].shape[0]
     else:
         tokens = golden.input("cond_tokens")
         first = torch.zeros_like(tokens, dtype=torch.bool)
