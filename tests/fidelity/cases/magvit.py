@@ -79,7 +79,7 @@ def _picture_tokenizer(golden: Golden) -> Outputs:
     return {
         "latent": latent,
         "quantized": signs(latent),
-        "tokens": tokens_of(latent).float(),
+        "ids": tokens_of(latent).float(),
         "codes": code_of(ids, config.z_channels),
         "decoded_ids": network.decode(ids),
     }
