@@ -13,6 +13,7 @@ SHIPPED: dict[str, tuple[str, Literal["demo", "official"]]] = {
     "ci2p-vit-demo": ("ci2p-vit:demo", "demo"),
     "convnext-demo": ("convnext:demo", "demo"),
     "duoformer-demo": ("duoformer:demo", "demo"),
+    "convnext-detection-demo": ("convnext-detection:demo", "demo"),
     "genconvit-demo": ("genconvit:demo", "demo"),
     "micro-dit-demo": ("micro-dit:demo", "demo"),
     "mtcnn": ("mtcnn:default", "official"),

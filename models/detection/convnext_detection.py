@@ -63,7 +63,6 @@ def _variants() -> dict[str, Variant]:
             labels=shapes.LABELS,
             parameters=parameters(1000),
             demo=True,
-            default=True,
         ),
         *(
             Variant(
