@@ -16,6 +16,7 @@ SHIPPED: dict[str, tuple[str, Literal["demo", "official"]]] = {
     "convnext-detection-demo": ("convnext-detection:demo", "demo"),
     "genconvit-demo": ("genconvit:demo", "demo"),
     "micro-dit-demo": ("micro-dit:demo", "demo"),
+    "kmax-deeplab-demo": ("kmax-deeplab:demo", "demo"),
     "mtcnn": ("mtcnn:default", "official"),
     "hornet-demo": ("hornet:demo", "demo"),
     "next-vit-demo": ("next-vit:demo", "demo"),

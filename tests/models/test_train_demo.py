@@ -13,7 +13,15 @@ from safetensors.torch import load_file
 
 from models.deepfake.genconvit import GenConViT
 from models.demo import clips, segmented, shapes
-from models.demo.recipes import UnknownRecipe, classification, genconvit, gms, mask2former, recipe
+from models.demo.recipes import (
+    UnknownRecipe,
+    classification,
+    genconvit,
+    gms,
+    kmax_deeplab,
+    mask2former,
+    recipe,
+)
 from models.demo.train import RECORD, train
 from models.registry import architecture
 from models.serving import Device, Predictor
@@ -65,7 +73,13 @@ def test_networks_of_medicine_learn_from_drawings_of_their_own(slug: str, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("slug", "size", "names"), [("gms", 64, {"Dice"}), ("mask2former", 96, {"mIoU", "PQ"})]
+    ("slug", "size", "names"),
+    [
+        ("gms", 64, {"Dice"}),
+        ("mask2former", 96, {"mIoU", "PQ"}),
+        ("kmax-deeplab", 96, {"mIoU", "PQ"}),
+        ("eco-m2f", 96, {"mIoU", "PQ", "mean depth"}),
+    ],
 )
 def test_segmenters_learn_from_scenes(
     slug: str, size: int, names: set[str], tmp_path: Path
@@ -73,6 +87,7 @@ def test_segmenters_learn_from_scenes(
     folder = tmp_path / f"{slug}-demo"
     scores = train(folder.name, folder, steps=2)
     assert scores.keys() == names
+    assert 2 <= scores.pop("mean depth", 2) <= 6
     assert all(0 <= score <= 1 for score in scores.values())
     answer = served(slug, folder).predict({"IMAGE": np.zeros((1, 3, size, size), np.uint8)})
     assert answer["MASK"][0].shape == (size, size)
@@ -86,6 +101,15 @@ def test_a_detector_learns_from_scenes(tmp_path: Path) -> None:
         {"IMAGE": np.zeros((1, 3, 96, 128), np.uint8), "THRESHOLD": np.float32([[0]])}
     )
     assert answer["BOXES"].shape == (1, 100, 4)
+
+
+def test_segments_go_to_the_queries_that_say_most_of_them() -> None:
+    masks = torch.tensor([[[[1.0, 1.0, 0.0, 0.0]], [[0.0, 0.0, 1.0, 1.0]], [[0.0] * 4]]])
+    truth = kmax_deeplab.Truth(torch.tensor([[0, 1, -1]]), masks)
+    # Query 0 shows the second segment, 2 the first; 1 shows the second as well, but of the wrong class.
+    shown = 20 * torch.stack([masks[0, 1], masks[0, 1] - 0.01, masks[0, 0]])[None]
+    classes = 20 * torch.nn.functional.one_hot(torch.tensor([[1, 0, 0]]), 3).float()
+    assert kmax_deeplab.match(classes, shown, truth).tolist() == [[2, 0, -1]]
 
 
 def test_scores_of_segmenters_by_hand() -> None:
@@ -206,7 +230,8 @@ def test_calibration_makes_both_kinds_of_error_equally_frequent() -> None:
     sorted(
         (
             classification.RECIPES.keys()
-            | {"convnext-detection-demo", "genconvit-demo", "gms-demo", "mask2former-demo"}
+            | {"convnext-detection-demo", "eco-m2f-demo", "genconvit-demo", "gms-demo"}
+            | {"kmax-deeplab-demo", "mask2former-demo"}
         )
         & SHIPPED.keys()
     ),
