@@ -14,6 +14,7 @@ SHIPPED: dict[str, tuple[str, Literal["demo", "official"]]] = {
     "convnext-demo": ("convnext:demo", "demo"),
     "duoformer-demo": ("duoformer:demo", "demo"),
     "convnext-detection-demo": ("convnext-detection:demo", "demo"),
+    "eco-m2f-demo": ("eco-m2f:demo", "demo"),
     "genconvit-demo": ("genconvit:demo", "demo"),
     "micro-dit-demo": ("micro-dit:demo", "demo"),
     "kmax-deeplab-demo": ("kmax-deeplab:demo", "demo"),
