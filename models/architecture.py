@@ -57,6 +57,7 @@ class Source:
 class Variant:
     """One published (or demo) configuration of an architecture.
 
+    `scale` is how many times larger an upscaler makes a picture.
     `licence` is given where its published weights are under other terms than the architecture's.
     """
 
@@ -71,6 +72,7 @@ class Variant:
     flops: int | None = None
     segmentation: Literal["semantic", "panoptic", "instance", "binary"] | None = None
     things: tuple[int, ...] = ()
+    scale: int | None = None
     thresholds: Mapping[str, float] = field(default_factory=dict)
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -181,6 +183,7 @@ class Architecture(ABC):
             cost=self.cost,
             parameters=dict(chosen.parameters),
             flops=chosen.flops,
+            scale=chosen.scale,
             metrics=chosen.metrics if official else (),
             notes=chosen.notes,
             **changes,

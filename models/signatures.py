@@ -117,6 +117,15 @@ SIGNATURES: dict[Task, Signature] = {
             TensorSpec("HIDDEN", "TYPE_UINT8", (-1, -1)),
         ),
     ),
+    # Both of any size, the second one `scale` times larger. A request with UNROUNDED (1) is answered with LEVELS too: the
+    # same in units of 8 bits, neither rounded nor bounded.
+    Task.SUPER_RESOLUTION: Signature(
+        (_IMAGE, TensorSpec("UNROUNDED", "TYPE_INT32", (1,), optional=True)),
+        (
+            _IMAGE,
+            TensorSpec("LEVELS", "TYPE_FP32", (3, -1, -1), optional=True, asked_by="UNROUNDED"),
+        ),
+    ),
     # One request is one view of a video or a batch of them: frames in order of time.
     Task.VIDEO_CLASSIFICATION: Signature(
         (TensorSpec("FRAMES", "TYPE_UINT8", (-1, 3, -1, -1)),), (_SCORES,)

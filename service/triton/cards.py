@@ -173,6 +173,7 @@ class Card(_Frozen):
 
     `segmentation`: what the MASK of a segmentation model holds (`models/signatures.py`). `things`: which labels
     are of objects that can be counted; the others are of stuff, as sky. Classes are indices of `labels`.
+    `scale`: how many times longer the sides of a picture become; of super-resolution models only.
     """
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9._+-]{0,127}$")
@@ -187,6 +188,7 @@ class Card(_Frozen):
     weights: WeightsRecord
     image: ImageInput | None = None
     clip: ClipInput | None = None
+    scale: int | None = None
     labels: tuple[str, ...] = ()
     members: tuple[str, ...] = ()
     activation: Literal["softmax", "sigmoid"] = "softmax"
