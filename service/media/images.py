@@ -8,7 +8,8 @@ alpha over white, the high byte of 16-bit samples, CMYK converted.
 from __future__ import annotations
 
 import warnings
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +64,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
+_LYING = (5, 6, 7, 8)
+
 # A picture whose longer side would grow beyond this many times the crop is cut before it is resized.
 _LONGEST_RESIZED = 32
 
@@ -74,6 +77,39 @@ def decode_image(data: bytes, limits: LimitSettings) -> Image.Image:
     (`corrupt_image`: truncated or broken), PayloadTooLarge (`too_many_pixels`; `too_complex`: takes
     too long to decode).
     """
+    with loaded(data, limits) as (image, turn):
+        rgb = to_rgb(image)
+        return rgb if turn is None else rgb.transpose(turn)
+
+
+def upright_size(data: bytes, limits: LimitSettings) -> tuple[int, int]:
+    """Return width and height of the picture in `data` from its header. Raises as `decode_image`."""
+    with _opened(data, limits) as (image, _):
+        width, height = image.size
+        # Of a TIFF that must be turned Pillow tells the upright size.
+        lies = image.format != "TIFF" and _orientation(image) in _LYING
+        return (height, width) if lies else (width, height)
+
+
+@contextmanager
+def loaded(
+    data: bytes, limits: LimitSettings
+) -> Iterator[tuple[Image.Image, Image.Transpose | None]]:
+    """Decode the picture in `data` as it is, and tell what turns it upright; there is room for it in this block.
+
+    Raises as `decode_image`, also for what the block raises.
+    """
+    with _opened(data, limits) as (image, budget), ExitStack() as held:
+        with budget.paused():
+            held.enter_context(_ROOM.hold(image.width * image.height, limits.decoding_pixels))
+        image.load()
+        # TIFF turns itself while loading and then no longer says that it must be turned.
+        yield image, _TURNS.get(_orientation(image))
+
+
+@contextmanager
+def _opened(data: bytes, limits: LimitSettings) -> Iterator[tuple[Image.Image, Budget]]:
+    """Read the header; errors of the block become the service's own."""
     name = _format(data)
     if name == "JPEG":
         check_scans(data)
@@ -84,14 +120,7 @@ def decode_image(data: bytes, limits: LimitSettings) -> Image.Image:
         budget = Budget(limits.decode_seconds)
         image: Image.Image = Image.open(MeteredBytes(data, budget), formats=(name,))
         _check_size(image.size, limits.image_pixels)
-        with ExitStack() as held:
-            with budget.paused():
-                held.enter_context(_ROOM.hold(image.width * image.height, limits.decoding_pixels))
-            image.load()
-            # TIFF turns itself while loading and then no longer says that it must be turned.
-            turn = _TURNS.get(_orientation(image))
-            rgb = _to_rgb(image)
-            return rgb if turn is None else rgb.transpose(turn)
+        yield image, budget
     except (BadInput, PayloadTooLarge, UnsupportedMedia, MemoryError):
         raise
     except _BOMB as error:
@@ -244,7 +273,8 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return a decoded picture in mode RGB, transparency over white. Raises UnsupportedMedia."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I;16"):

@@ -21,6 +21,7 @@ from service.media.images import (
     decode_image,
     shorter_side_size,
     to_model_input,
+    upright_size,
 )
 from service.settings import LimitSettings
 from service.triton.cards import ImageInput
@@ -81,6 +82,7 @@ def test_exif_orientation_is_applied(format: str, orientation: int) -> None:
         {"lossless": True} if format == "WEBP" else {"quality": 95} if format == "JPEG" else {}
     )
     file = encoded(Image.fromarray(np.ascontiguousarray(stored)), format, exif=exif, **options)
+    assert upright_size(file, LIMITS) == (48, 32)
     got = decoded(file).astype(int)
     assert got.shape == upright.shape
     for y, x in ((6, 9), (6, 38), (26, 9), (26, 38)):

@@ -7,7 +7,6 @@ import json
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
-from io import BytesIO
 from time import perf_counter
 from typing import Any, ClassVar, cast
 
@@ -17,11 +16,11 @@ from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 from service.errors import ModelFailed
+from service.media.encoding import Format, encoded
 from service.media.threads import in_thread
 from service.tasks.concurrency import together
 from service.tasks.contract import Attachment, Context, Outcome, Pipeline, Progress, Report, Upload
 from service.tasks.generate.schemas import (
-    Format,
     GeneratedImage,
     GeneratedImages,
     GenerateImageParameters,
@@ -44,12 +43,6 @@ _TENSORS: dict[str, type[np.generic]] = {
     "guidance": np.float32,
     "width": np.int32,
     "height": np.int32,
-}
-
-_ENCODING: dict[Format, dict[str, Any]] = {
-    "png": {"compress_level": 4},
-    "webp": {"quality": 90},
-    "jpeg": {"quality": 92, "subsampling": 0},
 }
 
 
@@ -127,12 +120,10 @@ def encode(pixels: NDArray[np.uint8], format: Format, described: Mapping[str, An
     description is longer than its EXIF can be (64 kB) goes without.
     """
     described = {"Software": _SOFTWARE} | dict(described)
-    options = _ENCODING[format] | (
-        {"pnginfo": _text_chunks(described)} if format == "png" else {"exif": _exif(described)}
-    )
-    file = BytesIO()
-    Image.fromarray(pixels).save(file, format, **options)
-    return file.getvalue()
+    picture = Image.fromarray(pixels)
+    if format == "png":
+        return encoded(picture, format, pnginfo=_text_chunks(described))
+    return encoded(picture, format, exif=_exif(described))
 
 
 def _text_chunks(described: Mapping[str, Any]) -> PngInfo:

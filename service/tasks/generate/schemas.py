@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.media.encoding import Format
 from service.tasks.contract import TaskParameters
 from service.tasks.schemas import Answer
-
-Format = Literal["png", "webp", "jpeg"]
 
 _BY_MODEL = "Range and default are on the model's card (`GET /v1/models/{id}`, `parameters`)."
 
