@@ -118,6 +118,9 @@ class LimitSettings(_Group):
     `decoding_pixels`: of all pictures that are decoded at the same moment; the next ones wait.
     Decoding takes up to 16 bytes a pixel for that moment.
 
+    `upscaled_pixels`: of a picture that super-resolution makes. Where the picture sent has more than
+    `upscaled_at_once_pixels`, it is made by a job.
+
     `fetch_seconds`: for a URL in all. A server that gives less than 16 KiB in `fetch_stall_seconds`
     is given up before.
 
@@ -130,6 +133,8 @@ class LimitSettings(_Group):
     image_body_bytes: int = 32 * MIB
     image_pixels: int = 64_000_000
     decoding_pixels: int = 128_000_000
+    upscaled_pixels: int = Field(default=64_000_000, gt=0)
+    upscaled_at_once_pixels: int = Field(default=512 * 512, ge=0)
     video_seconds: float = 600.0
     video_frames: int = 64
     video_views: int = 64

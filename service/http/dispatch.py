@@ -25,7 +25,7 @@ from service.http.attendance import attended
 from service.http.idempotency import idempotency_key, request_hash
 from service.http.inputs import Kind, read_input
 from service.http.parameters import validate
-from service.http.preferences import Preferences, allowed_seconds, preferences, wants
+from service.http.preferences import Preferences, allowed_seconds, preferences, taken, wants
 from service.jobs.record import Job, State, Submission
 from service.jobs.responses import job_response, media_response
 from service.jobs.results import upload_key
@@ -39,6 +39,9 @@ from service.tasks.contract import (
     unreported,
 )
 from service.triton.call import Call, calling
+
+_JSON = "application/json"
+_ALWAYS_JOB = "this endpoint answers with a job"
 
 
 async def dispatch(
@@ -55,19 +58,24 @@ async def dispatch(
     hold `most` of them, for a job only one. Beside the pipeline's own parameters the caller may send
     `mode` (`sync` or `async`) and, for jobs, `priority` (`high`, `normal`, `low`); both are taken out
     before the parameters are validated.
-    With `always_job` the answer is always a job, and `Prefer: wait=N` waits for it.
+    With `always_job` the answer is always a job, and `Prefer: wait=N` waits for it; so it is where the
+    pipeline has a look at the upload and says so, unless the caller insists on `sync`, which is refused.
 
     Sync: 200 and the outcome's document; the medium itself where there is exactly one attachment
-    and `Accept` names its type, else attachments are in the document's `files` as data URLs.
+    and `Accept` names its type (or the pipeline answers with it), else attachments are in the
+    document's `files` as data URLs.
     Async: 202, `Location` and the job; 200 and the job (or its one medium, by `Accept`) where it
     ended within `Prefer: wait`. Raises VitrineError.
     """
     gateway: Gateway = request.app.state.gateway
     async with read_input(request, gateway.settings, kinds, most) as (upload, sent):
-        how = preferences(request, sent, always_job)
+        wanted = taken(sent)
+        how = preferences(request, wanted, _ALWAYS_JOB if always_job else None)
         chosen = pipeline if isinstance(pipeline, Pipeline) else pipeline(upload)
         call = _Call(request, gateway, chosen, upload)
-        parameters = await call.check(sent)
+        parameters, job_only = await call.check(sent)
+        if job_only and not how.job:
+            how = preferences(request, wanted, job_only)
         if not how.job:
             return await call.answer(parameters)
         job, replayed = await call.submit(parameters, how)
@@ -95,14 +103,17 @@ class _Call:
         self._given: TaskParameters = TaskParameters()
         request.state.timings = self._context.timings
 
-    async def check(self, sent: dict[str, Any]) -> TaskParameters:
-        """Return the parameters, valid for the pipeline and for the model's card, and complete."""
+    async def check(self, sent: dict[str, Any]) -> tuple[TaskParameters, str | None]:
+        """Return the parameters, valid for the pipeline and for the model's card, and complete; and
+        why the upload is work for a job only, if it is."""
         self._given = validate(self._pipeline.parameters, sent)
-        checked: TaskParameters = await self._watched(
-            self._pipeline.check(self._given, self._context)
-        )
+        checked, job_only = await self._watched(self._checked())
         self._request.state.model = checked.model
-        return checked
+        return checked, job_only
+
+    async def _checked(self) -> tuple[TaskParameters, str | None]:
+        parameters = await self._pipeline.check(self._given, self._context)
+        return parameters, await self._pipeline.look(parameters, self._upload, self._context)
 
     async def answer(self, parameters: TaskParameters) -> Response:
         """Run now. An answer to a request with an Idempotency-Key is kept, and replayed, as JSON."""
@@ -118,7 +129,7 @@ class _Call:
         except BaseException:
             await asyncio.shield(answers.free(tenant, self._key))
             raise
-        if response.media_type == "application/json":
+        if response.media_type == _JSON:
             await answers.keep(tenant, self._key, fingerprint, bytes(response.body))
         else:
             await answers.free(tenant, self._key)
@@ -196,10 +207,16 @@ class _Call:
         return await request_hash(self._pipeline.name, given, self._upload)
 
     def _render(self, outcome: Outcome) -> Response:
+        headers = dict(outcome.headers)
         if len(outcome.attachments) == 1:
             (attachment,) = outcome.attachments
-            if wants(self._request, attachment.content_type):
-                return Response(attachment.data, media_type=attachment.content_type)
+            medium = wants(self._request, attachment.content_type) or (
+                self._pipeline.answers_with_medium and not wants(self._request, _JSON)
+            )
+            if medium:
+                return Response(
+                    attachment.data, headers=headers, media_type=attachment.content_type
+                )
         document = dict(outcome.document)
         if outcome.attachments:
             document["files"] = [
@@ -211,7 +228,7 @@ class _Call:
                 }
                 for attachment in outcome.attachments
             ]
-        return _json(orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY))
+        return _json(orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY), headers)
 
 
 async def _respond(
@@ -247,4 +264,4 @@ async def _wait(gateway: Gateway, job: Job, seconds: float) -> Job:
 
 
 def _json(body: bytes, headers: dict[str, str] | None = None) -> Response:
-    return Response(body, media_type="application/json", headers=headers)
+    return Response(body, media_type=_JSON, headers=headers)

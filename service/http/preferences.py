@@ -23,7 +23,9 @@ class DispatchParameters(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     mode: Literal["sync", "async"] | None = Field(
-        None, description="`sync`: the answer itself (the default); `async`: a job."
+        None,
+        description="`sync`: the answer itself; `async`: a job. Without it, the answer itself, where the work is "
+        "not so much that only a job does it.",
     )
     priority: Lane = Field(
         Lane.NORMAL, description="Which of the caller's jobs go first; of no use without one."
@@ -40,22 +42,27 @@ class Preferences:
     applied: str
 
 
-def preferences(request: Request, sent: MutableMapping[str, Any], always_job: bool) -> Preferences:
-    """Take `mode` and `priority` out of the parameters and read `Prefer` (RFC 7240).
+def taken(sent: MutableMapping[str, Any]) -> DispatchParameters:
+    """Take `mode` and `priority` out of the parameters. Raises InvalidParameter."""
+    own = {name: sent.pop(name) for name in DispatchParameters.model_fields if name in sent}
+    return validate(DispatchParameters, own)
+
+
+def preferences(
+    request: Request, chosen: DispatchParameters, job_only: str | None = None
+) -> Preferences:
+    """Decide by what was `chosen` and by `Prefer` (RFC 7240). `job_only` says why nothing but a job will do.
 
     An explicit `mode` outranks `Prefer: respond-async`; `wait` matters for jobs only. Raises
     InvalidParameter.
     """
-    own = {name: sent.pop(name) for name in DispatchParameters.model_fields if name in sent}
-    chosen = validate(DispatchParameters, own)
     prefer = _prefer(request)
-    if always_job and chosen.mode == "sync":
+    if job_only and chosen.mode == "sync":
         raise InvalidParameter(
-            "mode: this endpoint answers with a job; send Prefer: wait=N to wait for it.",
-            param="mode",
+            f"mode: {job_only}; send Prefer: wait=N to wait for it.", param="mode"
         )
     asked = "respond-async" in prefer
-    job = always_job or (asked if chosen.mode is None else chosen.mode == "async")
+    job = bool(job_only) or (asked if chosen.mode is None else chosen.mode == "async")
     wait_s = _wait(prefer) if job else 0.0
     applied = [name for name in ("respond-async", "wait") if job and name in prefer]
     return Preferences(job, chosen.priority, wait_s, ", ".join(applied))

@@ -62,10 +62,14 @@ class Attachment:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a pipeline gives: the JSON document, and media if there are any."""
+    """What a pipeline gives: the JSON document, and media if there are any.
+
+    `headers` go with an answer given at once: what to know where a medium is sent without the document.
+    """
 
     document: Mapping[str, Any]
     attachments: tuple[Attachment, ...] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +116,15 @@ P = TypeVar("P", bound=TaskParameters)
 
 
 class Pipeline(ABC, Generic[P]):
-    """One task. `name` is stored in job records and used in paths and metrics."""
+    """One task. `name` is stored in job records and used in paths and metrics.
+
+    With `answers_with_medium` an answer given at once is its one medium, and JSON where `Accept` names that.
+    """
 
     name: ClassVar[str]
     parameters: type[P]
     takes_upload: ClassVar[bool] = True
+    answers_with_medium: ClassVar[bool] = False
 
     async def check(self, parameters: P, context: Context) -> P:
         """Refuse parameters that the chosen model's card does not allow; return them completed (model, defaults).
@@ -124,6 +132,14 @@ class Pipeline(ABC, Generic[P]):
         Called before a job is accepted, so that a bad request fails at once and not later in a worker.
         """
         return parameters
+
+    async def look(self, parameters: P, upload: Upload | None, context: Context) -> str | None:
+        """Refuse an upload that can be seen to be beyond the limits before any work begins on it.
+
+        Takes checked parameters. Returns why this upload is work for a job only, or None where it may be
+        answered at once.
+        """
+        return None
 
     @abstractmethod
     async def run(
