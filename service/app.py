@@ -43,6 +43,7 @@ from service.tasks.explain.endpoints import router as explain
 from service.tasks.generate.endpoints import router as generate
 from service.tasks.reconstruct.endpoints import router as reconstruct
 from service.tasks.segment.endpoints import router as segment
+from service.tasks.upscale.endpoints import router as upscale
 from service.triton.endpoints import router as models
 from service.web.endpoints import mount_pages
 
@@ -103,7 +104,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     problems.register(app)
     understand = (classify, deepfake, detect, embed, examples, explain, reconstruct, segment)
-    tasks = (*understand, generate)
+    tasks = (*understand, generate, upscale)
     for router in (*tasks, jobs, models, operations):
         app.include_router(router)
     mount_pages(app)

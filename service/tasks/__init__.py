@@ -13,6 +13,7 @@ from service.tasks.explain.pipeline import Explain
 from service.tasks.generate.pipeline import GenerateImage
 from service.tasks.reconstruct.pipeline import Reconstruct
 from service.tasks.segment.pipeline import SegmentPicture
+from service.tasks.upscale.pipeline import Upscale
 from service.tasks.video_classification.pipeline import ClassifyVideo
 
 __all__ = ["PIPELINES"]
@@ -29,6 +30,7 @@ PIPELINES: dict[str, Pipeline[Any]] = {
         GenerateImage(),
         Reconstruct(),
         SegmentPicture(),
+        Upscale(),
     )
 }
 """Every task by the name that job records, paths and metrics use."""

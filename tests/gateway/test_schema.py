@@ -47,6 +47,7 @@ TASKS = (
     "/v1/generate/image",
     "/v1/reconstruct",
     "/v1/segment",
+    "/v1/upscale",
 )
 
 
@@ -105,6 +106,7 @@ def test_the_names_of_operations_are_stable() -> None:
         "reconstruct",
         "segment",
         "unload_model",
+        "upscale",
     }
 
 

@@ -13,6 +13,7 @@ from service.tasks.classify.schemas import Classification
 from service.tasks.deepfake.schemas import Deepfake
 from service.tasks.detect.schemas import CocoDetections, Detections
 from service.tasks.generate.schemas import GeneratedImages
+from service.tasks.upscale.schemas import Upscaled
 from service.tasks.video_classification.schemas import VideoClassification
 
 ANSWERS = [
@@ -21,6 +22,7 @@ ANSWERS = [
     Deepfake,
     Detections,
     GeneratedImages,
+    Upscaled,
     VideoClassification,
 ]
 PARAMETERS = [pipeline.parameters for pipeline in PIPELINES.values()]
@@ -53,5 +55,6 @@ def test_every_task_is_listed_by_its_name() -> None:
         "generate-image",
         "reconstruct",
         "segment",
+        "upscale",
     }
     assert all(name == pipeline.name for name, pipeline in PIPELINES.items())
