@@ -16,7 +16,7 @@ from service.client import Client
 
 generate = typer.Typer(no_args_is_help=True)
 
-_FORMATS = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
+FORMATS = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
 
 
 @generate.callback()
@@ -64,8 +64,8 @@ def image(
       vitrine generate image "a green star" -n 4 --seed 7 --steps 20 -o star.png
       vitrine generate image "a yellow cross" --no-wait    then: vitrine jobs watch ID
     """
-    if output.suffix.lower() not in _FORMATS:
-        fail(f"{output}: the file's name must end in {', '.join(_FORMATS)}.", status=2)
+    if output.suffix.lower() not in FORMATS:
+        fail(f"{output}: the file's name must end in {', '.join(FORMATS)}.", status=2)
     width, height = _size(size)
     parameters = {
         "prompt": prompt,
@@ -76,7 +76,7 @@ def image(
         "n": n,
         "width": width,
         "height": height,
-        "format": _FORMATS[output.suffix.lower()],
+        "format": FORMATS[output.suffix.lower()],
     }
     with connected(url, api_key) as client:
         job = client.generate_image(parameters)

@@ -18,6 +18,7 @@ from service.cli.models import models
 from service.cli.reconstruct import reconstruct
 from service.cli.segment import segment
 from service.cli.up import up
+from service.cli.upscale import upscale
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", add_completion=False)
 
@@ -44,6 +45,7 @@ app.command()(embed)
 app.command()(explain)
 app.command()(reconstruct)
 app.command()(segment)
+app.command()(upscale)
 app.add_typer(generate, name="generate")
 app.add_typer(jobs, name="jobs")
 app.add_typer(models, name="models")

@@ -95,6 +95,12 @@ class Client:
         """Divide a picture into segments. `parameters`: model, format, overlay, probability, depth."""
         return self._upload("/v1/segment", path, parameters)
 
+    def upscale(
+        self, path: str | os.PathLike[str], parameters: Mapping[str, Any] | None = None
+    ) -> Document:
+        """Have a picture made larger by a job, and return the job. `parameters`: model, format, tiling, tile, overlap."""
+        return self._upload("/v1/upscale", path, {**(parameters or {}), "mode": "async"})
+
     def embed(
         self,
         paths: Sequence[str | os.PathLike[str]],

@@ -31,6 +31,7 @@ COMMANDS = (
             "explain",
             "reconstruct",
             "segment",
+            "upscale",
             "generate",
             "jobs",
             "models",
