@@ -356,7 +356,7 @@ def train_demo(
 @app.command()
 def sample(
     task: Annotated[
-        Literal["classify", "deepfake", "generate", "segment", "video"],
+        Literal["classify", "deepfake", "generate", "segment", "upscale", "video"],
         typer.Argument(show_default=False),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", dir_okay=False, show_default=False)],
@@ -369,6 +369,7 @@ def sample(
     - `vitrine sample deepfake -o clip.mp4 --real`
     - `vitrine sample generate -o prompt.txt`
     - `vitrine sample segment -o scene.png`
+    - `vitrine sample upscale -o small.png`
     - `vitrine sample video -o motion.mp4`, for `vitrine classify`
     """
     with plain_errors(ValueError):

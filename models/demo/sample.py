@@ -7,11 +7,11 @@ from typing import Literal, get_args
 
 from PIL import Image
 
-from models.demo import clips, motions, shapes
+from models.demo import clips, details, motions, shapes
 
 __all__ = ["TASKS", "SampleTask", "UnknownTask", "write_sample"]
 
-SampleTask = Literal["classify", "deepfake", "generate", "segment", "video"]
+SampleTask = Literal["classify", "deepfake", "generate", "segment", "upscale", "video"]
 TASKS: tuple[str, ...] = get_args(SampleTask)
 PICTURE_SIDE = 256
 
@@ -25,7 +25,7 @@ def write_sample(task: str, path: Path, seed: int = 0, manipulated: bool = True)
 
     `classify`: a PNG (or what the suffix of `path` says) of one coloured shape, 256 x 256.
     `deepfake`: an MP4 of two seconds, manipulated or real. `generate`: a prompt as text.
-    `segment`: a PNG of several shapes, 256 x 256.
+    `segment`: a PNG of several shapes, 256 x 256. `upscale`: a PNG of lines and letters, 64 x 64.
     `video`: an MP4 of two seconds in which a shape moves.
     All are held out: seed 0 is the first that no demo model was trained on.
     Raises UnknownTask; ValueError for a negative seed or a suffix that is no picture format.
@@ -47,6 +47,9 @@ def write_sample(task: str, path: Path, seed: int = 0, manipulated: bool = True)
         pixels, scene = shapes.draw(shapes.HELD_OUT + seed, PICTURE_SIDE, 4)
         Image.fromarray(pixels).save(path)
         return scene.caption
+    if task == "upscale":
+        Image.fromarray(details.small(details.draw(details.HELD_OUT + seed, 128), 2)).save(path)
+        return "lines and letters, 64 x 64 pixels"
     if task == "video":
         path.write_bytes(motions.clip_bytes(motions.HELD_OUT + seed))
         return f"a shape that {motions.LABELS[motions.motion(motions.HELD_OUT + seed).label]}"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.demo import radiographs, tissue
+from models.demo import details, radiographs, tissue
 from models.demo.drawn import kept
 from models.demo.pictures import RADIOGRAPHS, SHAPES, TISSUE, PictureSet
 
@@ -39,6 +39,15 @@ def test_a_picture_is_a_function_of_its_seed(draw: Draw) -> None:
     assert not np.array_equal(pixels, draw(8, 48)[0])
     with pytest.raises(ValueError, match="smallest is 16"):
         draw(0, 15)
+
+
+def test_details_are_a_function_of_their_seed_and_small_ones_have_fewer_pixels() -> None:
+    picture = details.draw(3, 64)
+    np.testing.assert_array_equal(picture, details.draw(3, 64))
+    assert not np.array_equal(picture, details.draw(4, 64))
+    reduced = details.small(picture, 2)
+    assert reduced.shape == (32, 32, 3)
+    assert np.abs(reduced.mean((0, 1)) - picture.mean((0, 1))).max() < 1
 
 
 @pytest.mark.parametrize("draw", [radiographs.draw, tissue.draw])

@@ -56,6 +56,7 @@ RECIPES = {
     "vit-resnas-demo": "classification",
     "eco-m2f-demo": "eco_m2f",
     "convnext-detection-demo": "detection",
+    "drct-demo": "super_resolution",
     "genconvit-demo": "genconvit",
     "gms-demo": "gms",
     "kmax-deeplab-demo": "kmax_deeplab",
