@@ -28,7 +28,7 @@ SIDE, PART = 96, 24
 PICTURES, HELD_OUT = 400, 30
 LEARNING_RATE = 2e-3
 WARM_UP = 0.1
-_FAINT = 0.1
+_FAINT = 0.02
 
 
 def train(
@@ -86,7 +86,9 @@ def interpolating(network: DRCT) -> None:
     for layer, count in ((network.conv_first, 3), (before, 6), (network.conv_last, 3)):
         layer.weight[:count] *= _FAINT
         layer.bias[:count] = 0
-    network.conv_after_body.weight *= _FAINT
+    # Whatever the blocks find is added to the colours, so at first it is nothing.
+    network.conv_after_body.weight.zero_()
+    network.conv_after_body.bias.zero_()
     for colour in range(3):
         network.conv_first.weight[colour, colour, 1, 1] = 1
         before.weight[colour, colour, 1, 1] = 1
