@@ -124,7 +124,10 @@ def test_a_batch_equals_its_items(served: tuple[Card, Predictor, Path]) -> None:
             if name == "MASK":  # Of noise; a pixel may lie on the edge of two decisions.
                 assert (together[name][index] == array).mean() > 0.99
             elif name != "SEGMENTS":
-                np.testing.assert_allclose(together[name][index][:rows], array, atol=2e-4)
+                least = 1 if array.dtype == np.uint8 else 2e-4
+                np.testing.assert_allclose(
+                    together[name][index][:rows].astype(float), array.astype(float), atol=least
+                )
 
 
 def test_bfloat16_agrees(served: tuple[Card, Predictor, Path]) -> None:
@@ -134,5 +137,7 @@ def test_bfloat16_agrees(served: tuple[Card, Predictor, Path]) -> None:
     batch = random_batch(card, 2)
     exact, rough = predictor.predict(batch), half.predict(batch)
     assert rough.keys() == exact.keys()
-    if "SCORES" in exact and exact["SCORES"].shape == rough["SCORES"].shape:
+    if "IMAGE" in exact:
+        assert np.abs(rough["IMAGE"].astype(float) - exact["IMAGE"]).mean() < 2
+    elif "SCORES" in exact and exact["SCORES"].shape == rough["SCORES"].shape:
         np.testing.assert_allclose(rough["SCORES"], exact["SCORES"], atol=0.08)

@@ -27,6 +27,7 @@ from service.tasks.parameters import complete
 from service.tasks.schemas import Size, origin
 from service.tasks.upscale.schemas import Upscaled, UpscaleParameters
 from service.tasks.upscale.tiles import (
+    Cut,
     Mosaic,
     Pixels,
     Tile,
@@ -185,10 +186,11 @@ def _settings(parameters: UpscaleParameters, card: Card) -> dict[str, Any]:
 def _tiled(layers: Layers, card: Card, settings: dict[str, Any]) -> tuple[Pixels, list[Tile]]:
     """Return the colours [3, H, W] as the tiles count their pixels, and the tiles."""
     planes = to_planes(layers.colour.convert("RGB"))
-    cut = with_context
-    if settings["tiling"] == "average":
-        planes, cut = mirrored(planes, card.parameters["tile"].multiple_of or 1), overlapping
+    average = settings["tiling"] == "average"
+    if average:
+        planes = mirrored(planes, card.parameters["tile"].multiple_of or 1)
     _, height, width = planes.shape
+    cut: Cut = overlapping if average else with_context
     return planes, cut(height, width, settings["tile"], settings["overlap"])
 
 

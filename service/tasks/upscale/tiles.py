@@ -13,6 +13,7 @@ held in memory.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
@@ -52,6 +53,10 @@ class Tile:
             for span in (self.rows, self.columns)
         )
         return result[:, rows, columns]
+
+
+# Of height, width, side of a tile and overlap.
+Cut = Callable[[int, int, int, int], list[Tile]]
 
 
 def with_context(height: int, width: int, tile: int, context: int) -> list[Tile]:
@@ -109,14 +114,14 @@ class Mosaic:
     def add(self, top: int, left: int, result: NDArray[np.generic]) -> Levels:
         """Add a result [3, h, w]; no later one begins above its `top`."""
         finished = self._finish(top)
-        result = result[:, : self._height - top, : self._width - left].astype(np.float32)
-        bottom, right = top + result.shape[1], left + result.shape[2]
+        inside: Levels = result[:, : self._height - top, : self._width - left].astype(np.float32)
+        bottom, right = top + inside.shape[1], left + inside.shape[2]
         missing = bottom - self._first - len(self._count)
         if missing > 0:
             self._sum = np.pad(self._sum, ((0, 0), (0, missing), (0, 0)))
             self._count = np.pad(self._count, ((0, missing), (0, 0)))
         rows, columns = slice(top - self._first, bottom - self._first), slice(left, right)
-        self._sum[:, rows, columns] += result
+        self._sum[:, rows, columns] += inside
         self._count[rows, columns] += 1
         return finished
 
