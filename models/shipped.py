@@ -15,6 +15,7 @@ SHIPPED: dict[str, tuple[str, Literal["demo", "official"]]] = {
     "duoformer-demo": ("duoformer:demo", "demo"),
     "convnext-detection-demo": ("convnext-detection:demo", "demo"),
     "eco-m2f-demo": ("eco-m2f:demo", "demo"),
+    "drct-demo": ("drct:demo", "demo"),
     "genconvit-demo": ("genconvit:demo", "demo"),
     "micro-dit-demo": ("micro-dit:demo", "demo"),
     "kmax-deeplab-demo": ("kmax-deeplab:demo", "demo"),

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from models.deepfake.genconvit import GenConViT
-from models.demo import clips, segmented, shapes
+from models.demo import clips, details, segmented, shapes
 from models.demo.recipes import (
     UnknownRecipe,
     classification,
@@ -225,12 +225,21 @@ def test_calibration_makes_both_kinds_of_error_equally_frequent() -> None:
     assert np.abs(wrong).max() <= 1 / 24
 
 
+def test_a_short_training_of_drct_writes_weights_that_make_pictures_larger(tmp_path: Path) -> None:
+    folder = tmp_path / "drct-demo"
+    scores = train("drct-demo", folder, steps=1)
+    assert set(scores) == {"PSNR", "PSNR above bicubic"}
+    small = details.small(details.draw(0), 2)
+    answer = served("drct", folder).predict({"IMAGE": small.transpose(2, 0, 1)[None]})
+    assert answer["IMAGE"].shape == (1, 3, 96, 96)
+
+
 @pytest.mark.parametrize(
     "model_id",
     sorted(
         (
             classification.RECIPES.keys()
-            | {"convnext-detection-demo", "eco-m2f-demo", "genconvit-demo", "gms-demo"}
+            | {"convnext-detection-demo", "drct-demo", "eco-m2f-demo", "genconvit-demo", "gms-demo"}
             | {"kmax-deeplab-demo", "mask2former-demo"}
         )
         & SHIPPED.keys()
