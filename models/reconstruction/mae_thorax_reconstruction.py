@@ -62,7 +62,7 @@ def _variants() -> dict[str, Variant]:
     variants = [
         Variant(
             "demo",
-            config=_DEMO | {"decoder_dim": 64, "decoder_depth": 1, "decoder_heads": 4},
+            config=_DEMO | {"decoder_dim": 48, "decoder_depth": 1, "decoder_heads": 4},
             image=imagenet.squashed(64),
             parameters=parameters(0.75),
             demo=True,
