@@ -126,10 +126,12 @@ def _variants() -> dict[str, Variant]:
                 "dim": 96,
                 "depth": 4,
                 "heads": 3,
-                "projection": None,
+                "projection": (),
             },
             image=_FRAMES,
             clip=_CLIP,
+            parameters=_ORDER,
+            notes=("It has seen drawn shapes that move, grow or shrink, three frames apart.",),
             demo=True,
         )
     ]
