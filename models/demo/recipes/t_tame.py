@@ -30,6 +30,8 @@ __all__ = ["STEPS", "measure", "train"]
 STEPS = 4000
 BATCH = 32
 HELD_OUT = 300
+ON_SHAPE = "share of the map on the shape"
+SHAPE_SHARE = "share of the picture with a part of the shape"
 # The classifier's part of the steps.
 _CLASSIFYING = 0.8
 # Of the cross-entropy, of the map's area (the mean of its power) and of its unevenness.
@@ -121,8 +123,8 @@ class _Uniform(Predictor):
 
 def measure(folder: Path, device: str = "cpu", count: int = HELD_OUT) -> dict[str, float]:
     """Return, for the weights in `folder` and held-out pictures: the classifier's top-1; Average Drop and Increase
-    in Confidence (per cent) of its maps and of uniform ones of the same mean; and how many of the
-    pictures have the greatest value of their map on the drawn shape."""
+    in Confidence (per cent) of its maps and of uniform ones of the same mean; and which share of a map
+    lies on the drawn shape."""
     paper = architecture("t-tame")
     card = paper.card("demo", weights=WeightsRecord(kind="demo"))
     served = paper.load(card, folder, Device(device))
@@ -134,7 +136,8 @@ def measure(folder: Path, device: str = "cpu", count: int = HELD_OUT) -> dict[st
         np.concatenate([part[name] for part in parts]) for name in ("SCORES", "HEATMAP")
     )
     truth = np.array([scene.label for scene in scenes])
-    found = {"top-1": top1(scores, truth), "greatest value on the shape": _on_shape(maps, scenes)}
+    on, covered = _on_shape(maps, scenes)
+    found = {"top-1": top1(scores, truth), ON_SHAPE: on, SHAPE_SHARE: covered}
     for name, explained in (("", served), (", uniform map", _Uniform(served))):
         for each in faithfulness(explained, planes, _KEPT):
             found[f"Average Drop, {each.kept:.0%} kept{name}"] = each.average_drop
@@ -144,11 +147,12 @@ def measure(folder: Path, device: str = "cpu", count: int = HELD_OUT) -> dict[st
     return found
 
 
-def _on_shape(maps: np.ndarray, scenes: list[shapes.Scene]) -> float:
-    """Return in how many pictures the place of the map's greatest value [N, h, w] has a part of the shape in it."""
-    hits = []
+def _on_shape(maps: np.ndarray, scenes: list[shapes.Scene]) -> tuple[float, float]:
+    """Return which share of the maps [N, h, w] lies where a part of the shape is, and how large that place is."""
+    on, covered = [], []
     for heat, scene in zip(maps, scenes, strict=True):
         step = scene.size // heat.shape[0]
-        covered = scene.mask(0).reshape(heat.shape[0], step, heat.shape[1], step).any((1, 3))
-        hits.append(covered.flat[heat.argmax()])
-    return float(np.mean(hits))
+        place = scene.mask(0).reshape(heat.shape[0], step, heat.shape[1], step).any((1, 3))
+        on.append(heat[place].sum() / heat.sum())
+        covered.append(place.mean())
+    return float(np.mean(on)), float(np.mean(covered))
