@@ -75,6 +75,7 @@ _COMPARED = {
 
 _RESEARCH = "A network of research, not a medical device: no threshold of a finding is published."
 BY_HAND = "The authors' weights lie on Google Drive; download them by hand and add the file."
+DRAWINGS_ONLY = "It has seen drawings only: its answers about a patient mean nothing."
 _MERGED = (
     "The published accuracy counts `positive` and `pneumonia` as one class of three, after the best "
     "of the four outputs is taken."
@@ -127,7 +128,7 @@ def _variants() -> dict[str, Variant]:
             },
             image=imagenet.squashed(64),
             labels=radiographs.FINDINGS,
-            notes=("It has seen drawings only: its answers about a patient mean nothing.",),
+            notes=(DRAWINGS_ONLY,),
             demo=True,
         )
     ]

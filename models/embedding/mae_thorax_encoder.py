@@ -17,7 +17,13 @@ from torch import nn
 from models import imagenet
 from models.architecture import StateDict, Variant
 from models.classification._mae_thorax_network import LayerNorm
-from models.classification.mae_thorax import BY_HAND, SIZES, MAEThoraxArchitecture, x_ray_input
+from models.classification.mae_thorax import (
+    BY_HAND,
+    DRAWINGS_ONLY,
+    SIZES,
+    MAEThoraxArchitecture,
+    x_ray_input,
+)
 from models.layers.embedder import Embedder
 from models.registry import register
 from models.serving import Device, Predictor
@@ -69,6 +75,7 @@ def _variants() -> dict[str, Variant]:
             "demo",
             config=demo | {"fine_tuned": False},
             image=imagenet.squashed(64),
+            notes=(DRAWINGS_ONLY,),
             demo=True,
         )
     ]

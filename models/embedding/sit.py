@@ -52,6 +52,9 @@ def _variants() -> dict[str, Variant]:
                 "head": None,
             },
             image=imagenet.squashed(64),
+            notes=(
+                "Trained with labels, unlike the paper's: two views of a thing are two drawings of it.",
+            ),
             demo=True,
         )
     ]

@@ -21,7 +21,7 @@ from models.classification._mae_thorax_network import (
     MaskedAutoencoder,
     Masking,
 )
-from models.classification.mae_thorax import BY_HAND, LICENCE, PAPER, x_ray_input
+from models.classification.mae_thorax import BY_HAND, DRAWINGS_ONLY, LICENCE, PAPER, x_ray_input
 from models.layers.restorer import Restorer, parameters
 from models.registry import register
 from models.serving import Device, Predictor
@@ -65,6 +65,7 @@ def _variants() -> dict[str, Variant]:
             config=_DEMO | {"decoder_dim": 48, "decoder_depth": 1, "decoder_heads": 4},
             image=imagenet.squashed(64),
             parameters=parameters(0.75),
+            notes=(DRAWINGS_ONLY,),
             demo=True,
         )
     ]
