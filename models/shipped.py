@@ -21,6 +21,7 @@ SHIPPED: dict[str, tuple[str, Literal["demo", "official"]]] = {
     "kmax-deeplab-demo": ("kmax-deeplab:demo", "demo"),
     "mtcnn": ("mtcnn:default", "official"),
     "hornet-demo": ("hornet:demo", "demo"),
+    "mae-thorax-reconstruction-demo": ("mae-thorax-reconstruction:demo", "demo"),
     "next-vit-demo": ("next-vit:demo", "demo"),
     "s2aformer-demo": ("s2aformer:demo", "demo"),
     "svt-demo": ("svt:demo", "demo"),

@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from models.demo import motions, shapes
+from models.demo.pictures import RADIOGRAPHS
 from models.demo.recipes import RECIPES, mae_thorax, recipe, sit, tov_vicreg
+from models.demo.recipes.restoration import FILLED, PSNR, measure_restoration
 from models.demo.train import RECORD, train
 from models.registry import architecture
 from models.shipped import SHIPPED, WEIGHTS
@@ -86,3 +88,10 @@ def test_clips_whose_order_is_asked_for_have_one() -> None:
 def test_shipped_weights_come_from_a_whole_training(id: str) -> None:
     record = json.loads((WEIGHTS / id / RECORD).read_text())
     assert (record["model"], record["steps"]) == (id, recipe(id).STEPS)
+
+
+def test_shipped_restorer_of_x_rays_predicts_what_is_hidden() -> None:
+    scores = measure_restoration(
+        mae_thorax.RESTORER, WEIGHTS / f"{mae_thorax.RESTORER}-demo", RADIOGRAPHS, "cpu", 50
+    )
+    assert scores[PSNR] >= scores[FILLED] + 5

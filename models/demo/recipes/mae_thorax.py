@@ -36,7 +36,7 @@ HELD_OUT = 500
 AUC = "mean AUC of a linear probe"
 AUC_PIXELS = "mean AUC of the same probe on pixels, 8 x 8"
 
-_RESTORER, _ENCODER = "mae-thorax-reconstruction", "mae-thorax-encoder"
+RESTORER, _ENCODER = "mae-thorax-reconstruction", "mae-thorax-encoder"
 _RIDGE = 1.0
 
 
@@ -54,7 +54,7 @@ class MaskedRadiographs:
         steps = steps or self.STEPS
         rng = np.random.default_rng(seed)
         torch.manual_seed(seed)
-        paper, served = architecture(_RESTORER), architecture(self.slug)
+        paper, served = architecture(RESTORER), architecture(self.slug)
         card = paper.card("demo", weights=WeightsRecord(kind="demo"))
         assert card.image is not None
         report(0.0, "drawing pictures")
@@ -129,4 +129,4 @@ def probe(vectors: np.ndarray, labels: np.ndarray, others: np.ndarray) -> np.nda
 
 
 # By model id.
-RECIPES = {f"{slug}-demo": MaskedRadiographs(slug) for slug in (_RESTORER, _ENCODER)}
+RECIPES = {f"{slug}-demo": MaskedRadiographs(slug) for slug in (RESTORER, _ENCODER)}
