@@ -51,7 +51,7 @@ class ShapesOfSiT:
     """Trains the `demo` network with both heads, and writes what `slug` serves of it; see `models.demo.recipes.Recipe`."""
 
     slug: str
-    STEPS: int = 600
+    STEPS: int = 3000
     learning_rate: float = 1.5e-3
 
     def train(
