@@ -259,7 +259,6 @@ def _variants() -> dict[str, Variant]:
             things=tuple(range(1, len(CLASSES))),
             thresholds=_THRESHOLDS,
             demo=True,
-            default=True,
         )
     ]
     variants += [_published(*key, figure) for key, figure in _PUBLISHED.items()]

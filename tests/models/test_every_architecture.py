@@ -1,7 +1,7 @@
 """What holds for the network of every architecture, with random weights, trained or not.
 
-The pattern is timm's `tests/test_models.py`. Quick: the demo variant of each architecture really computes. Full (marked
-slow): every published variant is built and run on the meta device, which gives the shapes at no cost.
+The pattern is timm's `tests/test_models.py`. Quick: the demo variant of each architecture really computes. Published
+variants are built and run on the meta device, which gives the shapes: the first of each network, and with `-m full` all.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ PUBLISHED = list(
         if not variant.demo and slug != "genconvit"
     }.values()
 )
+FIRST = list({slug: (slug, name) for slug, name in reversed(PUBLISHED)}.values())
 # Outputs that say how, not what; and what may be the same of two pictures where weights are random.
 OF_NO_PICTURE = {"HIDDEN", "METHOD", "MASK", "SEGMENTS"}
 # Of probabilities, and of vectors by the cosine.
@@ -249,8 +250,14 @@ def shapes_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
         yield device
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("slug", "name"), PUBLISHED, ids=[":".join(v) for v in PUBLISHED])
+@pytest.mark.parametrize(
+    ("slug", "name"),
+    [
+        # The first published variant of each network always, the others in the full run.
+        pytest.param(*pair, id=":".join(pair), marks=[] if pair in FIRST else [pytest.mark.full])
+        for pair in PUBLISHED
+    ],
+)
 def test_every_published_variant_answers_for_pictures_of_its_size(
     slug: str, name: str, shapes_only: torch.device
 ) -> None:

@@ -226,7 +226,7 @@ def test_the_runtime_of_an_entry_is_chosen_anew(tmp_path: Path) -> None:
         choose_runtime(repository, "nothing", "cpu")
 
 
-@pytest.mark.slow
+@pytest.mark.full  # nearly a minute where nothing is compiled yet
 def test_a_compiled_graph_agrees_and_still_explains(tmp_path: Path) -> None:
     chosen = accelerate(
         entry("convnext", tmp_path), tmp_path, runtime="compile", precision="float32"

@@ -34,7 +34,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("id", IDS)
+@pytest.mark.parametrize(
+    "id", [IDS[0], *(pytest.param(id, marks=pytest.mark.full) for id in IDS[1:])]
+)
 def test_a_short_training_writes_weights_that_fit_and_what_they_are_worth(
     id: str, tmp_path: Path
 ) -> None:
