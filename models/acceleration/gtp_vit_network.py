@@ -195,7 +195,8 @@ def propagated(
     if propagation == "mean":
         stay = torch.cat((stay, leave.mean(1, keepdim=True)), 1)
         positions = torch.cat((positions, positions.new_full((len(positions), 1), -1)), 1)
-    if graph is not None:
+    if propagation == "graph":
+        assert graph is not None
         rows = _rows(graph, kept)  # B, K, N
         graph, links = (
             rows.gather(2, index[:, None].expand(-1, rows.shape[1], -1))
