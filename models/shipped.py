@@ -16,6 +16,7 @@ SHIPPED: dict[str, tuple[str, Literal["demo", "official"]]] = {
     "drct-demo": ("drct:demo", "demo"),
     "duoformer-demo": ("duoformer:demo", "demo"),
     "eco-m2f-demo": ("eco-m2f:demo", "demo"),
+    "fmvit-demo": ("fmvit:demo", "demo"),
     "genconvit-demo": ("genconvit:demo", "demo"),
     "gms-demo": ("gms:demo", "demo"),
     "hornet-demo": ("hornet:demo", "demo"),

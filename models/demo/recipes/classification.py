@@ -168,7 +168,7 @@ RECIPES = {
             score=("mean AUC", mean_auc),
         ),
         # In channels-last torch 2.15 crashes on a CPU after some steps of these convolutions.
-        Classification("fmvit", layout=torch.contiguous_format),
+        Classification("fmvit", STEPS=2500, layout=torch.contiguous_format),
         Classification("gmm-vit"),
         Classification("hornet", STEPS=3000),
         Classification("hyena-nd"),
