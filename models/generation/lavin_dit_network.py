@@ -1,7 +1,8 @@
 """LaVin-DiT: "LaVin-DiT: Large Vision Diffusion Transformer" (CVPR 2025).
 
-https://arxiv.org/abs/2411.11505; code: DerrickWang005/LaVin-DiT, which states no licence, so nothing of it is used
-here; weights on the Hugging Face Hub under the same name, tagged MIT. Written from the paper.
+https://arxiv.org/abs/2411.11505; code: DerrickWang005/LaVin-DiT, which states no licence: facts of it are
+used here (names, shapes, the times of the steps), none of its lines. Weights on the Hugging Face Hub under the same
+name, tagged MIT.
 
 A vision task is stated by example: pairs of an input and its answer, then a query; a flow-matching transformer
 paints the query's answer as a latent. What differs from a plain diffusion transformer:
