@@ -51,6 +51,8 @@ class GTPConfig:
             raise ValueError(f"selection {self.selection!r}: not one of {[*SCORES, 'random']}")
         if not 0 < self.attention_share <= 1:
             raise ValueError(f"attention_share {self.attention_share}: not in (0, 1]")
+        if self.graph != "spatial" and self.neighbours < 1:
+            raise ValueError(f"neighbours {self.neighbours}: a {self.graph} graph needs 1 or more")
         if self.token_scales and self.propagation != "graph":
             raise ValueError("token scales are defined for propagation in the graph only")
 
@@ -220,7 +222,8 @@ class GTPVisionTransformer(nn.Module):
     """A loaded vision transformer of timm with fewer patch tokens in every block. Maps [B, 3, H, W] to logits.
 
     The network's modules are shared, not copied. Raises ValueError where blocks remove more patches
-    than there are, or where the network has other blocks than timm's standard ones.
+    than there are, where the selection wants a class token that the network lacks, or where the
+    network has other blocks than timm's standard ones.
     """
 
     spatial: Tensor
@@ -238,6 +241,8 @@ class GTPVisionTransformer(nn.Module):
             raise ValueError(f"propagate {config.propagate}: the network has {patches} patches")
         if any(type(block) is not Block or block.attn.gate is not None for block in network.blocks):
             raise ValueError("the network's blocks are not those of a plain vision transformer")
+        if config.selection.startswith("class") and not network.num_prefix_tokens:
+            raise ValueError(f"selection {config.selection!r}: the network has no class token")
         self.network = network
         self.config = config
         self.blocks = nn.ModuleList(

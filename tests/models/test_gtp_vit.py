@@ -73,3 +73,8 @@ def test_tokens_that_remain(network: VisionTransformer) -> None:
     assert [tokens.x.shape[1] for tokens in seen] == [14, 9]
     with pytest.raises(ValueError, match="16 patches"):
         GTPVisionTransformer(network, GTPConfig(propagate=8))
+    bare = VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=12, depth=1, class_token=False, global_pool="avg"
+    )
+    with pytest.raises(ValueError, match="no class token"):
+        GTPVisionTransformer(bare, GTPConfig(selection="class-mean"))
