@@ -60,7 +60,13 @@ def reference(image: ImageInput) -> v2.Transform:
     """Return torchvision's transform of a Pillow picture to a normalised tensor."""
     size = [image.height, image.width]
     if image.interpolation == "linear":
-        sized = [v2.PILToTensor(), v2.Resize(size, antialias=False)]
+        # In float32: of bytes torchvision mixes with shares of 8 bits, which is a level off now and then.
+        sized = [
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32),
+            v2.Resize(size, antialias=False),
+            v2.Lambda(lambda pixels: pixels.round().to(torch.uint8)),
+        ]
     else:
         filter_ = InterpolationMode(image.interpolation)
         if image.resize == "squash":
