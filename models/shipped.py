@@ -21,6 +21,7 @@ SHIPPED: dict[str, tuple[str, Literal["demo", "official"]]] = {
     "gms-demo": ("gms:demo", "demo"),
     "hornet-demo": ("hornet:demo", "demo"),
     "kmax-deeplab-demo": ("kmax-deeplab:demo", "demo"),
+    "mae-thorax-demo": ("mae-thorax:demo", "demo"),
     "mae-thorax-reconstruction-demo": ("mae-thorax-reconstruction:demo", "demo"),
     "mask2former-demo": ("mask2former:demo", "demo"),
     "micro-dit-demo": ("micro-dit:demo", "demo"),

@@ -121,10 +121,19 @@ def listed(servers: list[Server]) -> str:
 
 async def counts(client: TritonClient, servers: list[Server], requests: int) -> Counter[str]:
     """Return how many of `requests` reached each server, by the servers' own count."""
-    before = {server.host: await server.served() for server in servers}
+    before = await settled(servers)
     for _ in range(requests):
         await client.infer("brightness", _PICTURE)
-    return Counter({s.host: await s.served() - before[s.host] for s in servers})
+    return Counter(await settled(servers)) - Counter(before)
+
+
+async def settled(servers: list[Server]) -> dict[str, int]:
+    """Return the servers' counts: a request is counted only after its answer has been sent."""
+    seen: dict[str, int] = {}
+    while (now := {server.host: await server.served() for server in servers}) != seen:
+        seen = now
+        await asyncio.sleep(0.2)
+    return now
 
 
 async def until_served_by(client: TritonClient, servers: list[Server], hosts: set[str]) -> None:

@@ -174,6 +174,7 @@ RECIPES = {
         Classification("hyena-nd"),
         Classification(
             "mae-thorax",
+            STEPS=3000,
             pictures=RADIOGRAPHS,
             loss=F.binary_cross_entropy_with_logits,
             score=("mean AUC", mean_auc),
