@@ -16,7 +16,7 @@ from PIL import Image
 
 from models.demo import lesions, segmented
 from models.demo.recipes.gms import dice
-from models.demo.recipes.mask2former import scores
+from models.demo.recipes.panoptic import scores
 from models.shipped import SHIPPED
 from tests.e2e.service import Service
 from tests.e2e.test_main_job import png

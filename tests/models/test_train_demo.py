@@ -19,7 +19,7 @@ from models.demo.recipes import (
     genconvit,
     gms,
     kmax_deeplab,
-    mask2former,
+    panoptic,
     recipe,
 )
 from models.demo.train import RECORD, train
@@ -119,11 +119,11 @@ def test_scores_of_segmenters_by_hand() -> None:
     assert gms.dice(torch.stack([empty, wide]), torch.stack([left, left])) == pytest.approx(1 / 3)
     scenes = segmented.drawn(0, 4)
     truth = np.stack([scenes.classes, scenes.numbers], -1)
-    assert mask2former.scores(list(truth), scenes) == {"mIoU": 1, "PQ": 1}
+    assert panoptic.scores(list(truth), scenes) == {"mIoU": 1, "PQ": 1}
     # One class for another: those two are worth nothing, the others all.
     mistaken = truth.copy()
     mistaken[..., 0][truth[..., 0] == 1] = 2
-    assert mask2former.scores(list(mistaken), scenes)["mIoU"] < 1
+    assert panoptic.scores(list(mistaken), scenes)["mIoU"] < 1
 
 
 def test_a_label_of_a_shape_is_worth_its_halves() -> None:

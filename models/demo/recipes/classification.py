@@ -19,13 +19,13 @@ from models.demo import shapes
 from models.demo.pictures import RADIOGRAPHS, SHAPES, TISSUE, PictureSet
 from models.demo.recipes import Report, half_precision, small_training_device
 from models.demo.recipes.auc import auc
+from models.demo.recipes.descent import descend
 from models.layers.pixels import Normalisation
 from models.registry import architecture
 from models.serving import Device, Predictor
 from service.triton.cards import Card, WeightsRecord
 
 BATCH = 32
-WARM_UP = 0.1
 SMOOTHING = 0.05
 
 # Of logits [B, C] and labels, [B] or [B, C].
@@ -129,26 +129,23 @@ class Classification:
     ) -> None:
         assert card.image is not None
         normalise = Normalisation(card.image, device)
-        optimiser = torch.optim.AdamW(
-            network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True
-        )
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, self.learning_rate, total_steps=max(steps, 2), pct_start=WARM_UP
-        )
-        for step in range(steps):
+
+        def loss() -> torch.Tensor:
             chosen = rng.integers(len(labels), size=BATCH)
             image = normalise(_shifted(pixels[chosen], rng).transpose(0, 3, 1, 2))
             truth = torch.from_numpy(labels[chosen]).to(device.torch)
             with device.autocast():
                 logits = network(image.contiguous(memory_format=self.layout))
-            loss = self.loss(logits.float(), truth)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimiser.step()
-            schedule.step()
-            if step % 10 == 0:
-                report(step / steps, f"step {step}/{steps}, loss {loss.item():.3f}")
+            return self.loss(logits.float(), truth)
+
+        descend(
+            network.parameters(),
+            loss,
+            steps,
+            report,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+        )
 
 
 # By model id.

@@ -19,16 +19,17 @@ def descend(
     *,
     learning_rate: float,
     weight_decay: float = 0.05,
+    warm_up: float = WARM_UP,
     shares: tuple[float, float] = (0.0, 1.0),
 ) -> None:
     """Take `steps` steps down `loss`, which draws its own batch at each call.
 
-    `shares`: which part of the whole training these steps are, for the report.
+    `warm_up`: share of the steps in which the learning rate rises. `shares`: which part of the whole training these steps are, for the report.
     """
     trained = list(parameters)
     optimiser = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, learning_rate, total_steps=max(steps, 2), pct_start=WARM_UP
+        optimiser, learning_rate, total_steps=max(steps, 2), pct_start=warm_up
     )
     start, end = shares
     for step in range(steps):
@@ -40,4 +41,4 @@ def descend(
         schedule.step()
         if step % 10 == 0:
             done = start + (end - start) * step / steps
-            report(done, f"step {step}/{steps}, loss {now.item():.3f}")
+            report(done, f"step {step}/{steps}, loss {now.item():.4g}")

@@ -12,6 +12,7 @@ from models.demo import scenes, shapes
 from models.demo.recipes import Report, half_precision, small_training_device
 from models.demo.recipes.average_precision import ap50
 from models.demo.recipes.classification import shape_loss
+from models.demo.recipes.descent import descend
 from models.demo.recipes.detection_loss import Objects, detection_loss
 from models.detection._mask_rcnn import MaskRCNN
 from models.layers.pixels import Normalisation
@@ -44,24 +45,21 @@ def train(
     assert isinstance(network, MaskRCNN)
     assert card.image is not None
     normalise = Normalisation(card.image, on)
-    optimiser = torch.optim.AdamW(
-        network.parameters(), lr=LEARNING_RATE, weight_decay=0.05, fused=True
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, LEARNING_RATE, total_steps=max(steps, 2), pct_start=WARM_UP
-    )
-    for step in range(steps):
+
+    def loss() -> torch.Tensor:
         pictures, truth = _batch(drawn, rng)
         with on.autocast():
             objects = [_moved(each, on) for each in truth]
-            loss = detection_loss(network, normalise(pictures), objects, shape_loss)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        if step % 10 == 0:
-            report(step / steps, f"step {step}/{steps}, loss {loss.item():.3f}")
+            return detection_loss(network, normalise(pictures), objects, shape_loss)
+
+    descend(
+        network.parameters(),
+        loss,
+        steps,
+        report,
+        learning_rate=LEARNING_RATE,
+        warm_up=WARM_UP,
+    )
     save_file(half_precision(network), folder / "model.safetensors")
     report(1.0, "measuring")
     return measure(folder, device, min(HELD_OUT_SCENES, steps * BATCH))

@@ -18,7 +18,9 @@ from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 
 from models.demo import segmented
 from models.demo.recipes import Report, half_precision, small_training_device
-from models.demo.recipes.mask2former import panoptic_map, scores, targets_of
+from models.demo.recipes.descent import descend
+from models.demo.recipes.mask2former import targets_of
+from models.demo.recipes.panoptic import HELD_OUT, panoptic_map, scores
 from models.demo.segmented import Segmented
 from models.layers.pixels import Normalisation
 from models.registry import architecture
@@ -27,7 +29,6 @@ from models.serving import Device, Predictor
 from service.triton.cards import WeightsRecord
 
 STEPS = 900
-HELD_OUT = 200
 BATCH = 8
 LEARNING_RATE = 1e-3
 WARM_UP = 0.05
@@ -56,13 +57,8 @@ def train(
     network = paper.network(paper.config("demo")).to(on.torch).train()
     assert isinstance(network, EcoSegmenter)
     loss_of = _Loss(on)
-    optimiser = torch.optim.AdamW(
-        network.parameters(), lr=LEARNING_RATE, weight_decay=0.05, fused=True
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, LEARNING_RATE, total_steps=max(steps, 2), pct_start=WARM_UP
-    )
-    for step in range(steps):
+
+    def loss() -> Tensor:
         chosen = rng.integers(len(scenes.pictures), size=BATCH)
         flip = slice(None, None, -1 if rng.uniform() < 0.5 else 1)
         image = normalise(
@@ -75,14 +71,16 @@ def train(
         depths = torch.from_numpy(rng.integers(network.exits.start, network.exits.stop, BATCH))
         with on.autocast():
             answers = network.segments(network.features(image), depths.to(on.torch))
-        loss = loss_of(answers, targets)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        if step % 10 == 0:
-            report(step / steps, f"step {step}/{steps}, loss {loss.item():.3f}")
+        return loss_of(answers, targets)
+
+    descend(
+        network.parameters(),
+        loss,
+        steps,
+        report,
+        learning_rate=LEARNING_RATE,
+        warm_up=WARM_UP,
+    )
 
     report(1.0, "training the gate")
     _train_gate(network, scenes, min(GATE_SCENES, steps * BATCH), on)

@@ -19,17 +19,16 @@ from torch.nn import functional as F
 
 from models.demo import segmented
 from models.demo.recipes import Report, half_precision, small_training_device
-from models.demo.recipes.mask2former import panoptic_map, scores
+from models.demo.recipes.descent import descend
+from models.demo.recipes.panoptic import HELD_OUT, measure
 from models.demo.segmented import CLASSES
 from models.layers.pixels import Normalisation
 from models.registry import architecture
 from models.segmentation._kmax_pixel_decoder import resize
 from models.segmentation.kmax_deeplab import KMaXSegmenter
-from models.serving import Device, Predictor
 from service.triton.cards import WeightsRecord
 
 STEPS = 900
-HELD_OUT = 200
 BATCH = 8
 LEARNING_RATE = 2e-3
 WARM_UP = 0.1
@@ -67,13 +66,8 @@ def train(
     network = paper.network(paper.config("demo"))
     network = network.to(on.torch, memory_format=torch.channels_last).train()
     assert isinstance(network, KMaXSegmenter)
-    optimiser = torch.optim.AdamW(
-        network.parameters(), lr=LEARNING_RATE, weight_decay=0.05, fused=True
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, LEARNING_RATE, total_steps=max(steps, 2), pct_start=WARM_UP
-    )
-    for step in range(steps):
+
+    def loss() -> Tensor:
         chosen = rng.integers(len(scenes.pictures), size=BATCH)
         flip = slice(None, None, -1 if rng.uniform() < 0.5 else 1)
         pixels = scenes.pictures[chosen][:, :, flip].transpose(0, 3, 1, 2)
@@ -82,30 +76,20 @@ def train(
         )
         with on.autocast():
             answers = network.predictions(normalise(np.ascontiguousarray(pixels)))
-        loss = loss_of(answers, truth)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        if step % 10 == 0:
-            report(step / steps, f"step {step}/{steps}, loss {loss.item():.3f}")
+        return loss_of(answers, truth)
+
+    descend(
+        network.parameters(),
+        loss,
+        steps,
+        report,
+        learning_rate=LEARNING_RATE,
+        warm_up=WARM_UP,
+    )
 
     save_file(half_precision(network), folder / "model.safetensors")
     report(1.0, "measuring")
-    return measure(folder, device, min(HELD_OUT, steps * BATCH))
-
-
-def measure(folder: Path, device: str = "cpu", count: int = HELD_OUT) -> dict[str, float]:
-    """Return the scores of the weights in `folder` on `count` held-out scenes."""
-    paper = architecture("kmax-deeplab")
-    card = paper.card("demo", weights=WeightsRecord(kind="demo"))
-    served = paper.load(card, folder, Device(device))
-    assert isinstance(served, Predictor)
-    scenes = segmented.drawn(segmented.HELD_OUT, count)
-    pixels = np.ascontiguousarray(scenes.pictures.transpose(0, 3, 1, 2))
-    answers = [served.predict({"IMAGE": pixels[k : k + 1]}) for k in range(count)]
-    return scores([panoptic_map(answer) for answer in answers], scenes)
+    return measure("kmax-deeplab", folder, device, min(HELD_OUT, steps * BATCH))
 
 
 def truth_of(classes: np.ndarray, numbers: np.ndarray, device: torch.device) -> Truth:

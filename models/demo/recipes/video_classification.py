@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from models.architecture import Architecture
 from models.demo import motions
 from models.demo.recipes import Report, half_precision, small_training_device
+from models.demo.recipes.descent import descend
 from models.layers.pixels import Normalisation
 from models.registry import architecture
 from models.serving import Device, Predictor
@@ -74,13 +75,8 @@ class Motions:
     ) -> None:
         assert card.image is not None
         normalise = Normalisation(card.image, device)
-        optimiser = torch.optim.AdamW(
-            network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True
-        )
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, self.learning_rate, total_steps=max(steps, 2), pct_start=WARM_UP
-        )
-        for step in range(steps):
+
+        def loss() -> torch.Tensor:
             chosen = rng.integers(len(labels), size=BATCH)
             shown, truth = _varied(clips[chosen], labels[chosen], rng)
             planes = np.ascontiguousarray(shown.reshape(-1, SIZE, SIZE, 3).transpose(0, 3, 1, 2))
@@ -88,14 +84,18 @@ class Motions:
             with device.autocast():
                 logits = network(clip)
             wanted = torch.from_numpy(truth).to(device.torch)
-            loss = F.cross_entropy(logits.float(), wanted, label_smoothing=0.05)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimiser.step()
-            schedule.step()
-            if step % 10 == 0:
-                report(0.1 + 0.9 * step / steps, f"step {step}/{steps}, loss {loss.item():.3f}")
+            return F.cross_entropy(logits.float(), wanted, label_smoothing=0.05)
+
+        descend(
+            network.parameters(),
+            loss,
+            steps,
+            report,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            warm_up=WARM_UP,
+            shares=(0.1, 1.0),
+        )
 
 
 # By model id.
