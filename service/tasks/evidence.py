@@ -88,7 +88,7 @@ def evidence(
     region = seen_region(image.size, card.image or ImageInput())
     found = Evidence(
         method=answer["METHOD"].reshape(-1)[0].decode(),
-        label=card.labels[index] if index < len(card.labels) else f"class {index}",
+        label=card.label(index),
         index=index,
         score=probability(scores[index], card),
         heatmap=np.round(values.astype(np.float64), _DIGITS).tolist(),

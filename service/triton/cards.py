@@ -213,6 +213,10 @@ class Card(_Frozen):
             update={"runtime": "torch", "precision": "auto", "acceleration": None}
         )
 
+    def label(self, index: int) -> str:
+        """Return the name of class `index`, or its number where the card has no name for it."""
+        return self.labels[index] if index < len(self.labels) else f"class {index}"
+
     @property
     def warning(self) -> str | None:
         """The sentence that every answer from weights not fit for real use carries."""

@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.errors import InvalidParameter, ModelNotFound, UnsupportedMedia
-from service.media.images import decode_image, to_model_input
 from service.media.sniff import HEAD_BYTES, sniff
 from service.media.threads import in_thread
 from service.settings import LimitSettings
 from service.tasks.classify.schemas import Classification, ClassifyParameters, Prediction
 from service.tasks.contract import Attachment, Context, Outcome, Pipeline, Report, Upload
 from service.tasks.evidence import Evidence, evidence, request_for
+from service.tasks.pictures import decoded
 from service.tasks.schemas import Size, origin, probability
-from service.triton.cards import Card, ImageInput, Task
+from service.triton.cards import Card, Task
 from service.triton.client import Triton
 
 
@@ -44,17 +44,15 @@ class Classify(Pipeline[ClassifyParameters]):
         if upload is None:
             raise InvalidParameter("classification needs a picture", code="missing_input")
         started = perf_counter()
-        image, pixels = await in_thread(
-            _model_input, upload, card.image or ImageInput(), context.settings.limits
-        )
-        decoded = perf_counter()
-        context.timings.add("decode", decoded - started)
+        image, pixels = await in_thread(_model_input, upload, card, context.settings.limits)
+        read = perf_counter()
+        context.timings.add("decode", read - started)
         inputs = {"IMAGE": pixels[None]}
         if parameters.explain:
             inputs["CLASS"] = request_for(None, card)
         answer = await context.triton.infer(card.id, inputs)
         inferred = perf_counter()
-        context.timings.add("infer", inferred - decoded)
+        context.timings.add("infer", inferred - read)
         found: Evidence | None = None
         files: tuple[Attachment, ...] = ()
         if parameters.explain:
@@ -75,7 +73,7 @@ def best(scores: NDArray[np.float32], card: Card, count: int) -> list[Prediction
     order = np.argsort(-scores, kind="stable")[:count]
     return [
         Prediction(
-            label=card.labels[i] if i < len(card.labels) else f"class {i}",
+            label=card.label(i),
             index=i,
             score=probability(scores[i], card),
         )
@@ -95,10 +93,9 @@ async def _classifier(triton: Triton, model: str | None) -> Card:
 
 
 def _model_input(
-    upload: Upload, contract: ImageInput, limits: LimitSettings
+    upload: Upload, card: Card, limits: LimitSettings
 ) -> tuple[Image.Image, NDArray[np.uint8]]:
     known = sniff(upload.head(HEAD_BYTES))
     if known is not None and known[0] == "video":
         raise UnsupportedMedia("the upload is a video; this model classifies pictures")
-    image = decode_image(upload.read(), limits)
-    return image, to_model_input(image, contract)
+    return decoded(upload, card, limits)

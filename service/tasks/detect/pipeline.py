@@ -12,10 +12,8 @@ from PIL import Image
 
 from service.errors import InvalidParameter, ModelFailed
 from service.media.heatmap import png
-from service.media.images import decode_image, to_model_input
 from service.media.instances import Box, Instance, paste, run_lengths
 from service.media.threads import in_thread
-from service.settings import LimitSettings
 from service.tasks.contract import Attachment, Context, Outcome, Pipeline, Report, Upload
 from service.tasks.detect.drawing import overlay
 from service.tasks.detect.schemas import (
@@ -29,8 +27,9 @@ from service.tasks.detect.schemas import (
     RunLengths,
 )
 from service.tasks.parameters import complete
+from service.tasks.pictures import decoded
 from service.tasks.schemas import Size, origin, probability
-from service.triton.cards import Card, ImageInput, Task
+from service.triton.cards import Card, Task
 from service.triton.tensors import Array
 
 # How the settings of a card become Triton's tensors.
@@ -63,11 +62,9 @@ class Detect(Pipeline[DetectParameters]):
         if upload is None:
             raise InvalidParameter("a detection needs a picture", code="missing_input")
         started = perf_counter()
-        image, pixels = await in_thread(
-            _decoded, upload, card.image or ImageInput(), context.settings.limits
-        )
-        decoded = perf_counter()
-        context.timings.add("decode", decoded - started)
+        image, pixels = await in_thread(decoded, upload, card, context.settings.limits)
+        read = perf_counter()
+        context.timings.add("decode", read - started)
         inputs: dict[str, Array] = {"IMAGE": pixels[None]}
         for name, value in settings.items():
             if name == "max_detections" and wanted:
@@ -76,7 +73,7 @@ class Detect(Pipeline[DetectParameters]):
             inputs[name.upper()] = np.array([[value]], _TENSORS[name])
         answer = await context.triton.infer(card.id, inputs)
         inferred = perf_counter()
-        context.timings.add("infer", inferred - decoded)
+        context.timings.add("infer", inferred - read)
         rows = _rows(answer, wanted, settings.get("max_detections"))
         found, files = await in_thread(_found, answer, rows, card, image, parameters)
         context.timings.add("encode", perf_counter() - inferred)
@@ -99,13 +96,6 @@ def _wanted(classes: Sequence[str], card: Card) -> frozenset[int]:
                 param="classes",
             )
     return frozenset(numbers[label] for label in classes)
-
-
-def _decoded(
-    upload: Upload, contract: ImageInput, limits: LimitSettings
-) -> tuple[Image.Image, NDArray[np.uint8]]:
-    image = decode_image(upload.read(), limits)
-    return image, to_model_input(image, contract)
 
 
 def _rows(answer: Mapping[str, Array], wanted: frozenset[int], most: int | None) -> list[int]:
@@ -169,7 +159,7 @@ def _detection(
     if mask is not None:
         lengths = RunLengths(size=(size[1], size[0]), counts=run_lengths(mask, size))
     return Detection(
-        label=card.labels[index] if index < len(card.labels) else f"class {index}",
+        label=card.label(index),
         index=index,
         score=score,
         box=box,

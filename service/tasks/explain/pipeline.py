@@ -5,19 +5,14 @@ from __future__ import annotations
 from time import perf_counter
 from typing import ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
 from service.errors import InvalidParameter, ModelNotFound
-from service.media.images import decode_image, to_model_input
 from service.media.threads import in_thread
-from service.settings import LimitSettings
 from service.tasks.contract import Context, Outcome, Pipeline, Report, Upload
 from service.tasks.evidence import evidence, request_for
 from service.tasks.explain.schemas import ExplainParameters, Explanation
+from service.tasks.pictures import decoded
 from service.tasks.schemas import Size, origin
-from service.triton.cards import Card, ImageInput, Task
+from service.triton.cards import Card, Task
 from service.triton.client import Triton
 
 
@@ -44,14 +39,12 @@ class Explain(Pipeline[ExplainParameters]):
         if upload is None:
             raise InvalidParameter("an explanation needs a picture", code="missing_input")
         started = perf_counter()
-        image, pixels = await in_thread(
-            _decoded, upload, card.image or ImageInput(), context.settings.limits
-        )
-        decoded = perf_counter()
-        context.timings.add("decode", decoded - started)
+        image, pixels = await in_thread(decoded, upload, card, context.settings.limits)
+        read = perf_counter()
+        context.timings.add("decode", read - started)
         answer = await context.triton.infer(card.id, {"IMAGE": pixels[None], "CLASS": wanted})
         inferred = perf_counter()
-        context.timings.add("infer", inferred - decoded)
+        context.timings.add("infer", inferred - read)
         found, files = await in_thread(
             evidence, answer, parameters.class_index, card, image, parameters.drawings
         )
@@ -70,10 +63,3 @@ async def _explainer(triton: Triton, model: str | None) -> Card:
         return await triton.resolve(Task.EXPLANATION, model)
     except ModelNotFound:
         return await triton.resolve(Task.CLASSIFICATION, model)
-
-
-def _decoded(
-    upload: Upload, contract: ImageInput, limits: LimitSettings
-) -> tuple[Image.Image, NDArray[np.uint8]]:
-    image = decode_image(upload.read(), limits)
-    return image, to_model_input(image, contract)

@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.errors import InvalidParameter
-from service.media.images import decode_image, to_model_input
 from service.media.threads import in_thread
-from service.settings import LimitSettings
 from service.tasks.contract import Attachment, Context, Outcome, Pipeline, Report, Upload
 from service.tasks.parameters import complete
+from service.tasks.pictures import decoded
 from service.tasks.reconstruct.schemas import Reconstruction, ReconstructParameters
 from service.tasks.schemas import Size, origin
-from service.triton.cards import Card, ImageInput, Task
+from service.triton.cards import Card, Task
 from service.triton.tensors import Array
 
 Pixels = NDArray[np.uint8]
@@ -55,17 +54,15 @@ class Reconstruct(Pipeline[ReconstructParameters]):
         if upload is None:
             raise InvalidParameter("a reconstruction needs a picture", code="missing_input")
         started = perf_counter()
-        size, pixels = await in_thread(
-            _decoded, upload, card.image or ImageInput(), context.settings.limits
-        )
-        decoded = perf_counter()
-        context.timings.add("decode", decoded - started)
+        image, pixels = await in_thread(decoded, upload, card, context.settings.limits)
+        read = perf_counter()
+        context.timings.add("decode", read - started)
         inputs: dict[str, Array] = {"IMAGE": pixels[None]}
         for name, value in settings.items():
             inputs[name.upper()] = np.array([[value]], _TENSORS[name])
         answer = await context.triton.infer(card.id, inputs)
         inferred = perf_counter()
-        context.timings.add("infer", inferred - decoded)
+        context.timings.add("infer", inferred - read)
         hidden = answer["HIDDEN"][0].astype(bool)
         restored = answer["RESTORED"][0]
         files = await in_thread(_pictures, parameters.pictures, pixels, restored, hidden)
@@ -76,7 +73,7 @@ class Reconstruct(Pipeline[ReconstructParameters]):
             seed=settings.get("seed"),
             psnr=psnr(pixels[:, hidden], restored[:, hidden]),
             size=Size(width=pixels.shape[2], height=pixels.shape[1]),
-            image=size,
+            image=Size(width=image.width, height=image.height),
         )
         return Outcome(reconstruction.model_dump(), files)
 
@@ -92,11 +89,6 @@ def psnr(pixels: Pixels, predicted: Pixels) -> float | None:
 def _settings(parameters: ReconstructParameters, card: Card) -> Mapping[str, Any]:
     given = {name: getattr(parameters, name) for name in _TENSORS}
     return complete(card, given)
-
-
-def _decoded(upload: Upload, contract: ImageInput, limits: LimitSettings) -> tuple[Size, Pixels]:
-    image = decode_image(upload.read(), limits)
-    return Size(width=image.width, height=image.height), to_model_input(image, contract)
 
 
 def _pictures(

@@ -8,18 +8,16 @@ from time import perf_counter
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from service.errors import InvalidParameter, ModelFailed
 from service.media import masks
 from service.media.heatmap import png
-from service.media.images import decode_image, to_model_input
 from service.media.masks import Mask
 from service.media.threads import in_thread
-from service.settings import LimitSettings
 from service.tasks.contract import Attachment, Context, Outcome, Pipeline, Report, Upload
 from service.tasks.parameters import complete
+from service.tasks.pictures import decoded
 from service.tasks.schemas import Size, origin, probability
 from service.tasks.segment.schemas import (
     Kind,
@@ -28,7 +26,7 @@ from service.tasks.segment.schemas import (
     SegmentInfo,
     SegmentParameters,
 )
-from service.triton.cards import Card, ImageInput, Task
+from service.triton.cards import Card, Task
 from service.triton.tensors import Array
 
 # Masks of larger pictures are decided at this many pixels and enlarged: what a model can tell is coarser.
@@ -58,15 +56,13 @@ class SegmentPicture(Pipeline[SegmentParameters]):
         if upload is None:
             raise InvalidParameter("a segmentation needs a picture", code="missing_input")
         started = perf_counter()
-        image, pixels = await in_thread(
-            _decoded, upload, card.image or ImageInput(), context.settings.limits
-        )
-        decoded = perf_counter()
-        context.timings.add("decode", decoded - started)
+        image, pixels = await in_thread(decoded, upload, card, context.settings.limits)
+        read = perf_counter()
+        context.timings.add("decode", read - started)
         size = np.array([decided_size(image.height, image.width)], np.int32)
         answer = await context.triton.infer(card.id, {"IMAGE": pixels[None], "SIZE": size, **asked})
         inferred = perf_counter()
-        context.timings.add("infer", inferred - decoded)
+        context.timings.add("infer", inferred - read)
         found = await in_thread(_found, answer, parameters, card, image)
         context.timings.add("encode", perf_counter() - inferred)
         document = SegmentationAnswer(
@@ -122,13 +118,6 @@ def _optional_inputs(parameters: SegmentParameters, card: Card) -> dict[str, Arr
     return asked
 
 
-def _decoded(
-    upload: Upload, contract: ImageInput, limits: LimitSettings
-) -> tuple[Image.Image, NDArray[np.uint8]]:
-    image = decode_image(upload.read(), limits)
-    return image, to_model_input(image, contract)
-
-
 def _found(
     answer: Mapping[str, Array], parameters: SegmentParameters, card: Card, image: Image.Image
 ) -> _Found:
@@ -150,7 +139,7 @@ def _found(
         segments.append(
             Segment(
                 id=id,
-                label=card.labels[index] if index < len(card.labels) else f"class {index}",
+                label=card.label(index),
                 index=index,
                 thing=index in card.things if card.things else None,
                 score=probability(score, card),
