@@ -40,6 +40,15 @@ class Service:
         assert answer.status_code == 200, answer.text
         return answer.json()
 
+    def load(self, model: str) -> None:
+        """Load a model, which on a busy machine takes longer than one call waits."""
+        while True:
+            answer = self.client.post(f"/v1/models/{model}/load")
+            if answer.status_code == 200:
+                return
+            assert answer.json()["code"] == "model_loading", answer.text
+            time.sleep(1)
+
     def generate(self, prompt: str, **parameters: Any) -> dict[str, Any]:
         """Make pictures and return the job at its end."""
         accepted = self.client.post("/v1/generate/image", json={"prompt": prompt, **parameters})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from typing import Any
@@ -27,9 +26,7 @@ LEAST_OVERLAP = 0.75
 
 @pytest.fixture(scope="module", autouse=True)
 def loaded(service: Service) -> None:
-    """The first call loads the model; on a busy machine that takes longer than a call waits."""
-    while asked(service, png(scenes.draw(0)[0])).status_code == 503:
-        time.sleep(1)
+    service.load("convnext-detection-demo")
 
 
 def asked(service: Service, body: bytes, **parameters: Any) -> httpx2.Response:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import time
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from typing import Any
@@ -30,24 +29,19 @@ def shipped(id: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(id not in SHIPPED, reason=f"no weights of {id} ship")
 
 
-def ask(service: Service, body: bytes, **parameters: Any) -> httpx2.Response:
-    """Segment a picture, once its model is loaded."""
-    while True:
-        answer = service.client.post(
-            "/v1/segment",
-            params=parameters,
-            content=body,
-            headers={"Content-Type": "image/png"},
-        )
-        if answer.status_code != httpx2.codes.SERVICE_UNAVAILABLE:
-            return answer
-        assert answer.json()["code"] == "model_loading", answer.text
-        time.sleep(1)
+def ask(service: Service, body: bytes, *, model: str, **parameters: Any) -> httpx2.Response:
+    """Segment a picture."""
+    return service.client.post(
+        "/v1/segment",
+        params={"model": model} | parameters,
+        content=body,
+        headers={"Content-Type": "image/png"},
+    )
 
 
 def answers(service: Service, pictures: list[np.ndarray], model: str) -> list[dict[str, Any]]:
     bodies = [png(pixels) for pixels in pictures]
-    ask(service, bodies[0], model=model)
+    service.load(model)
     with ThreadPoolExecutor(8) as pool:
         found = pool.map(lambda body: ask(service, body, model=model), bodies)
         return [each.raise_for_status().json() for each in found]
@@ -89,6 +83,7 @@ def test_shapes_are_found_pixel_by_pixel(service: Service, model: str) -> None:
 
 @shipped("eco-m2f-demo")
 def test_the_depth_of_an_encoder_is_the_gate_s_or_the_caller_s(service: Service) -> None:
+    service.load("eco-m2f-demo")
     pixels, *_ = segmented.draw(segmented.HELD_OUT + 3)
 
     def depth(**parameters: Any) -> int:
@@ -103,6 +98,7 @@ def test_the_depth_of_an_encoder_is_the_gate_s_or_the_caller_s(service: Service)
 
 @shipped("gms-demo")
 def test_a_mask_is_the_result_of_a_job(service: Service) -> None:
+    service.load("gms-demo")
     pixels, lesion = lesions.draw(lesions.HELD_OUT + 1)
     accepted = ask(service, png(pixels), model="gms-demo", mode="async")
     assert accepted.status_code == httpx2.codes.ACCEPTED, accepted.text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from io import BytesIO
 
 import numpy as np
@@ -21,9 +20,7 @@ ABOVE_BICUBIC = 1.0
 
 
 def test_held_out_pictures_are_closer_than_by_interpolation(service: Service) -> None:
-    # The first call loads the model; on a busy machine that takes longer than a call waits.
-    while service.client.post("/v1/models/drct-demo/load").status_code == 503:
-        time.sleep(1)
+    service.load("drct-demo")
     gains = []
     for seed in range(details.HELD_OUT, details.HELD_OUT + COUNT):
         large = details.draw(seed, SIDE)
